@@ -1,0 +1,1 @@
+"""Measuring policies: held-out win rates now, public benchmarks beside them."""

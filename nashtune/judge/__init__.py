@@ -1,0 +1,1 @@
+"""Oracles: whatever can say which of several answers is better."""

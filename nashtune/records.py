@@ -1,0 +1,198 @@
+"""The frozen records that stages exchange. Nothing downstream of a record needs to know which engine or oracle made it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from nashtune.seeds import content_hash
+
+Role = Literal["system", "user", "assistant"]
+Finish = Literal["stop", "length", "unknown"]
+Source = Literal["student", "teacher"]
+PairKind = Literal["T>S", "S>T", "S>S", "T>T"]
+Outcome = Literal["ok", "unusable"]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One chat turn."""
+
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """A verifiable instruction: a kind known to the ``rules`` oracle and its arguments (JSON values)."""
+
+    kind: str
+    args: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What a policy is asked. ``id`` is a hash of the messages; the last message is the user's.
+
+    ``topic`` is the word or phrase an answer must stay on (used by the rules oracle's relevance guard);
+    ``source`` names file and line for error messages.
+    """
+
+    id: str
+    messages: tuple[Message, ...]
+    teacher: str | None = None
+    constraints: tuple[Constraint, ...] = ()
+    topic: str | None = None
+    source: str = ""
+
+    @staticmethod
+    def make(messages: Sequence[Message], **rest: Any) -> Prompt:
+        """Build a prompt with its content-derived id."""
+        return Prompt(content_hash([[m.role, m.content] for m in messages]), tuple(messages), **rest)
+
+    @property
+    def text(self) -> str:
+        """The last user turn, for display and judges."""
+        return self.messages[-1].content
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """One answer to one prompt, by the student (a policy of this run) or the teacher.
+
+    ``token_ids`` are the tokens exactly as sampled, the end token included where it was sampled; they are never made
+    again from ``text``. ``logprobs`` maps a policy's name ("t" the sampler, "0" the initial policy) to
+    log p(tokens | prompt) in nats, summed over the response's tokens.
+    """
+
+    id: str
+    prompt_id: str
+    k: int
+    source: Source
+    policy: str
+    text: str
+    token_ids: tuple[int, ...] = ()
+    finish: Finish = "unknown"
+    defects: tuple[str, ...] = ()
+    logprobs: Mapping[str, float] = field(default_factory=dict)
+
+    def replace(self, **changes: Any) -> Response:
+        return dataclasses.replace(self, **changes)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens billed for one judgment (all its calls) and their price, None where unknown."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost_usd: float | None = None
+    calls: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Judgment:
+    """An oracle's word on one prompt's whole candidate set (K candidates).
+
+    ``scores`` [K] and/or ``matrix`` [K][K] of P(i beats j), None where unknown; the diagonal is ignored.
+    ``measures`` holds named per-candidate figures [K] for reports (rules: "satisfied", "good").
+    ``order`` is the order in which candidates were shown. An unusable reply is an outcome of its own, with its reason,
+    its raw text and its cost: never a tie, a loss or a zero.
+    """
+
+    prompt_id: str
+    response_ids: tuple[str, ...]
+    oracle: str
+    outcome: Outcome = "ok"
+    reason: str = ""
+    scores: tuple[float | None, ...] | None = None
+    matrix: tuple[tuple[float | None, ...], ...] | None = None
+    measures: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)
+    order: tuple[int, ...] = ()
+    raw: str = ""
+    model_requested: str = ""
+    model_returned: str = ""
+    usage: Usage = field(default_factory=Usage)
+
+    def preference(self, i: int, j: int) -> float | None:
+        """P(candidate i beats candidate j): the matrix where given, else the sign of the score difference (tie 0.5)."""
+        if self.outcome != "ok":
+            return None
+        if self.matrix is not None:
+            return self.matrix[i][j]
+        if self.scores is None:
+            return None
+        a, b = self.scores[i], self.scores[j]
+        if a is None or b is None:
+            return None
+        return 0.5 if a == b else float(a > b)
+
+    def win_rates(self) -> tuple[float | None, ...]:
+        """r_t per candidate (Algorithm 2, line 5): its mean preference over the other candidates with a known verdict."""
+        n = len(self.response_ids)
+        rates: list[float | None] = []
+        for i in range(n):
+            known = [p for j in range(n) if j != i and (p := self.preference(i, j)) is not None]
+            rates.append(sum(known) / len(known) if known else None)
+        return tuple(rates)
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A clear win: ``chosen`` over ``rejected`` for one prompt. r are win rates in the candidate set, scores the judge's."""
+
+    id: str
+    prompt_id: str
+    chosen_id: str
+    rejected_id: str
+    kind: PairKind
+    r_chosen: float
+    r_rejected: float
+    score_chosen: float | None
+    score_rejected: float | None
+    iteration: int
+
+    @property
+    def margin(self) -> float:
+        """Difference of scores where the oracle scores, else of win rates."""
+        if self.score_chosen is not None and self.score_rejected is not None:
+            return self.score_chosen - self.score_rejected
+        return self.r_chosen - self.r_rejected
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """An estimate with a confidence interval; ``n`` counts clusters (prompts)."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class IterationSummary:
+    """One row of the run's table. Iteration 0 is the initial policy (validated, not trained)."""
+
+    iteration: int
+    win_rate_vs_initial: Interval | None = None
+    win_rate_vs_previous: Interval | None = None
+    win_rate_vs_teacher: Interval | None = None
+    satisfied: float | None = None
+    satisfied_and_good: float | None = None
+    good: float | None = None
+    mean_score: float | None = None
+    mean_words: float | None = None
+    words_by_quantile: tuple[float, ...] = ()
+    pairs: Mapping[str, int] = field(default_factory=dict)
+    replayed_pairs: int = 0
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    defects: Mapping[str, int] = field(default_factory=dict)
+    dynamics: Mapping[str, float | None] = field(default_factory=dict)
+    unusable_judgments: int = 0
+    tokens: Mapping[str, int] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    cost_usd: float | None = None
+    train: Mapping[str, float] = field(default_factory=dict)

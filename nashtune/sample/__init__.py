@@ -1,0 +1,1 @@
+"""Engines that answer prompts, and the detection of defective answers."""

@@ -1,0 +1,1 @@
+"""Objectives, packed log-probs and the trainer. Everything here imports torch."""
