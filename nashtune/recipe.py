@@ -382,6 +382,10 @@ class Recipe(Section):
         """The complete recipe as JSON values, defaults filled in."""
         return self.model_dump(mode="json", by_alias=True)
 
+    def written(self) -> dict[str, Any]:
+        """The recipe as short as it was written, overrides applied."""
+        return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
+
     def identity(self) -> dict[str, Any]:
         """The resolved recipe without neutral fields: what decides results."""
         return _without_neutral(self)
@@ -404,19 +408,27 @@ def _contradictions(recipe: Recipe) -> Sequence[str]:
     if recipe.pairs.rule == "restrictive" and teacher.kind == "none":
         found.append("pairs.rule 'restrictive' takes the teacher's answers as positives but teacher.kind is 'none'")
     if teacher.kind == "none" and recipe.sampling.k < 2:
-        found.append(f"sampling.k is {recipe.sampling.k} and there is no teacher: no pair could be built; accepted: 2 or more")
+        found.append(
+            f"sampling.k is {recipe.sampling.k} and there is no teacher: no pair could be built; accepted: 2 or more"
+        )
     if recipe.sampling.temperature == 0 and {"top_p", "top_k"} & recipe.sampling.model_fields_set:
-        found.append("sampling.temperature is 0 (greedy), so sampling.top_p and sampling.top_k would not be read; remove them")
+        found.append(
+            "sampling.temperature is 0 (greedy), so sampling.top_p and sampling.top_k would not be read; remove them"
+        )
     if recipe.sampling.k > recipe.sampling.slots:
-        found.append(f"sampling.k is {recipe.sampling.k} but sampling.slots is {recipe.sampling.slots}; accepted: slots >= k")
+        found.append(
+            f"sampling.k is {recipe.sampling.k} but sampling.slots is {recipe.sampling.slots}; accepted: slots >= k"
+        )
     if recipe.objective.name == "sft" and "beta" in recipe.objective.model_fields_set:
         found.append("objective.beta is set but objective.name 'sft' has no margin; remove it")
     if recipe.objective.name == "sft" and "alpha" in recipe.objective.model_fields_set:
         found.append("objective.alpha is set but objective.name 'sft' is the likelihood term alone; remove it")
     rates = recipe.train.learning_rate
-    for rate in rates if isinstance(rates, tuple) else (rates,):
-        if not 0 < rate < 1:
-            found.append(f"train.learning_rate is {rate}; accepted: a number between 0 and 1, or a list of them")
+    found += [
+        f"train.learning_rate is {rate}; accepted: a number between 0 and 1, or a list of them"
+        for rate in (rates if isinstance(rates, tuple) else (rates,))
+        if not 0 < rate < 1
+    ]
     if "replay" in fields and recipe.replay.fraction == 0 and "decay" in recipe.replay.model_fields_set:
         found.append("replay.fraction is 0, so replay.decay would not be read; remove it")
     if recipe.oracle.kind == "rules" and recipe.oracle.guard.min_words > recipe.oracle.guard.max_words:

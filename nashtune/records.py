@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from nashtune.seeds import content_hash
@@ -14,6 +15,16 @@ Finish = Literal["stop", "length", "unknown"]
 Source = Literal["student", "teacher"]
 PairKind = Literal["T>S", "S>T", "S>S", "T>T"]
 Outcome = Literal["ok", "unusable"]
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A policy on disk: an ordinary transformers folder, the fingerprint of its contents, and the name it goes by."""
+
+    folder: Path
+    fingerprint: str
+    name: str
+    trust_remote_code: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +91,15 @@ class Response:
 
     def replace(self, **changes: Any) -> Response:
         return dataclasses.replace(self, **changes)
+
+
+@dataclass(frozen=True, slots=True)
+class LogProb:
+    """log p(response | prompt) in nats under a named policy, computed after sampling."""
+
+    response_id: str
+    policy: str
+    logprob: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,33 @@
+"""Oracles by name, as a recipe picks them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nashtune.judge.oracle import Oracle
+from nashtune.judge.rules import RulesOracle
+from nashtune.judge.scripted import ScriptedOracle
+from nashtune.recipe import Oracle as OracleSection
+from nashtune.recipe import RubricOracle as RubricSection
+from nashtune.recipe import RulesOracle as RulesSection
+
+if TYPE_CHECKING:
+    from nashtune.store.ledger import Ledger
+
+
+def open_oracle(section: OracleSection, ledger: Ledger | None) -> Oracle:
+    """The oracle a recipe describes; paid ones account for their calls in ``ledger``."""
+    if isinstance(section, RulesSection):
+        return RulesOracle(section)
+    if isinstance(section, RubricSection):
+        from nashtune.judge.dispatch import Dispatcher
+        from nashtune.judge.rubric import RubricOracle
+
+        return RubricOracle(section, Dispatcher(section.engine, ledger))
+    return ScriptedOracle(section)
+
+
+def oracle_needs(section: OracleSection) -> frozenset[str]:
+    """Policies under which the oracle wants to know the candidates' log-probs, without opening it."""
+    fluency = isinstance(section, RulesSection) and section.guard.min_fluency is not None
+    return frozenset({"0"} if fluency else ())

@@ -1,0 +1,41 @@
+"""Direct Nash Optimization, Algorithm 2 of arXiv 2404.03715. This file is the project's table of contents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from nashtune.recipe import Recipe
+from nashtune.records import IterationSummary
+from nashtune.run import Run
+from nashtune.stages.judging import judge
+from nashtune.stages.teacher import sample
+from nashtune.stages.training import make_pairs, train
+from nashtune.stages.validation import validate
+
+__all__ = ["improve", "judge", "make_pairs", "sample", "train", "validate"]
+
+
+def improve(
+    recipe: Recipe | str | Path,
+    folder: str | Path | None = None,
+    on_iteration: Callable[[Run, IterationSummary], None] | None = None,
+) -> IterationSummary | None:
+    """Improve the recipe's policy; returns the best iteration's row. Resumes where an earlier call ended, however it did.
+
+    Every stage finds for itself what is already done, so this reads as if nothing ever stopped.
+    """
+    with Run.open(recipe, folder) as run:
+        if not run.finished(0):
+            validate(run, 0)  # line 1: pi_0 as it is
+        for t in run.iterations():  # line 2
+            if run.finished(t):
+                continue
+            candidates = sample(run, t)  # lines 3-4: K answers of pi_t-1 and the teacher's
+            judgments = judge(run, candidates)  # line 5: P ranks them
+            pairs = make_pairs(run, judgments)  # line 6: large-margin pairs
+            train(run, t, pairs)  # line 7: pi_t, against pi_t-1 as reference
+            summary = validate(run, t)
+            if on_iteration:
+                on_iteration(run, summary)
+        return run.best()  # line 9

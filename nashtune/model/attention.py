@@ -1,0 +1,153 @@
+"""Attention for rows that are not a padded rectangle, registered with transformers under the name ``nashtune``.
+
+A model loaded with ``attn_implementation="nashtune"`` builds no mask of its own; each forward call brings a layout
+(``model(..., layout=layout)``) that knows which token may see which. So the models' own code (projections, norms, rotary
+embeddings, residuals) runs unchanged for every family that goes through transformers' attention interface.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from nashtune.errors import ModelError
+
+ATTENTION = "nashtune"
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionStyle:
+    """What a layer asks of its attention: score scale, sliding window (tokens seen, itself included), logit soft-cap."""
+
+    scale: float | None
+    window: int | None = None
+    softcap: float | None = None
+
+
+class Layout(Protocol):
+    """Who sees whom in one forward call."""
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, style: AttentionStyle) -> Tensor:
+        """query [N, heads, L, D], key and value as the cache returned them -> [N, heads, L, D_v]."""
+        ...
+
+
+def _attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    layout: Layout | None = None,
+    **rest: Any,
+) -> tuple[Tensor, None]:
+    if layout is None:
+        raise ModelError(
+            f"{type(module).__name__} was called without a layout; load the model with attention='sdpa' for plain use"
+        )
+    if rest.get("s_aux") is not None:
+        raise ModelError(f"{type(module).__name__} uses attention sinks, which this engine does not support")
+    if dropout:
+        raise ModelError(
+            f"{type(module).__name__} asks for attention dropout {dropout}; accepted: 0 (set it so in the config)"
+        )
+    out = layout.attend(query, key, value, AttentionStyle(scaling, sliding_window, softcap))
+    return out.transpose(1, 2).contiguous(), None
+
+
+ALL_ATTENTION_FUNCTIONS.register(ATTENTION, _attention)
+
+
+def masked_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, style: AttentionStyle, *, causal: bool = False
+) -> Tensor:
+    """Scaled dot-product attention with grouped heads; ``mask`` is boolean (True: may see) or an additive bias.
+
+    query [N, heads, L, D], key [N, kv_heads, S, D], value [N, kv_heads, S, D_v] -> [N, heads, L, D_v].
+    """
+    grouped = key.shape[1] != query.shape[1]
+    if style.softcap is None:
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=causal and mask is None, scale=style.scale, enable_gqa=grouped
+        )
+    if grouped:
+        repeats = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
+    scale = style.scale if style.scale is not None else query.shape[-1] ** -0.5
+    scores = torch.tanh((query @ key.transpose(-1, -2)) * (scale / style.softcap)) * style.softcap
+    if mask is None and causal:
+        mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+    return torch.softmax(scores, -1, dtype=torch.float32).to(value.dtype) @ value
+
+
+@dataclass(frozen=True)
+class Block:
+    """One prompt of ``prompt`` tokens and the branches (answers) that continue it, each of so many *input* tokens.
+
+    Branches see the prompt and themselves, never each other; every branch's positions start at the prompt's length.
+    """
+
+    prompt: int
+    branches: tuple[int, ...] = ()
+
+    @property
+    def length(self) -> int:
+        return self.prompt + sum(self.branches)
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """Rotary positions of the block's tokens [L]."""
+        starts = [torch.arange(self.prompt), *(torch.arange(self.prompt, self.prompt + n) for n in self.branches)]
+        return torch.cat(starts)
+
+    def mask(self, window: int | None, device: torch.device) -> Tensor | None:
+        """Boolean [L, L], True where the row's token may see the column's; None where plain causal attention says it."""
+        if len(self.branches) < 2 and (window is None or self.length <= window):
+            return None
+        lengths = torch.tensor([self.prompt, *self.branches])
+        owner = torch.repeat_interleave(torch.arange(len(lengths)), lengths).to(device)
+        position = self.positions.to(device)
+        seen = torch.ones(self.length, self.length, dtype=torch.bool, device=device).tril()
+        seen &= (owner[None] == owner[:, None]) | (owner[None] == 0)
+        if window is not None:
+            seen &= position[:, None] - position[None] < window
+        return seen
+
+
+class PackedLayout:
+    """Blocks laid end to end in one row of tokens [1, L], without padding."""
+
+    def __init__(self, blocks: Sequence[Block], device: torch.device | str = "cpu"):
+        self.blocks = tuple(blocks)
+        self.device = torch.device(device)
+        self._masks: dict[int | None, list[Tensor | None]] = {}
+
+    @property
+    def position_ids(self) -> Tensor:
+        """[1, L], restarting at each block."""
+        return torch.cat([b.positions for b in self.blocks])[None].to(self.device)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, style: AttentionStyle) -> Tensor:
+        if style.window not in self._masks:
+            self._masks[style.window] = [b.mask(style.window, self.device) for b in self.blocks]
+        out, start = [], 0
+        for block, mask in zip(self.blocks, self._masks[style.window], strict=True):
+            rows = slice(start, start + block.length)
+            out.append(
+                masked_attention(query[:, :, rows], key[:, :, rows], value[:, :, rows], mask, style, causal=True)
+            )
+            start += block.length
+        return torch.cat(out, 2)

@@ -1,0 +1,353 @@
+"""The native engine: transformers' own model code, each prompt computed once for its K answers, slots refilled as they end."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from nashtune.errors import ModelError, SamplingError
+from nashtune.model.attention import ATTENTION, Block, PackedLayout
+from nashtune.model.loading import Policy, end_token_ids, load_model, load_tokenizer
+from nashtune.sample.engine import Completion, Request, SamplingParams
+from nashtune.sample.nucleus import Draw, TokenSampler
+from nashtune.sample.slots import PromptCache, SlotCache
+
+LAYER_TYPES = {"full_attention", "sliding_attention"}
+LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
+TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
+
+
+def open_native(
+    policy: Policy, dtype: torch.dtype, slots: int = 40, device: torch.device | None = None
+) -> NativeEngine:
+    """Load ``policy`` for sampling and check the engine against the model's plain forward pass (ModelError where off)."""
+    tokenizer = load_tokenizer(policy)
+    model = load_model(policy, dtype, device)
+    engine = NativeEngine(model, tokenizer, end_token_ids(policy, tokenizer), slots=slots)
+    engine.check_against_plain_forward()
+    return engine
+
+
+class NativeEngine:
+    """Samples from a model loaded with ``attention="nashtune"``; implements ``sample.engine.Engine``.
+
+    ``slots``: sequences decoded together. ``prefill_tokens``: prompt tokens computed in one forward pass (a longer prompt
+    goes alone). ``on_tokens``: called after every step with the number of tokens sampled in it. ``prefilled_tokens``
+    counts prompt tokens computed so far.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        stop_token_ids: Sequence[int],
+        *,
+        slots: int = 40,
+        prefill_tokens: int = 512,
+        on_tokens: Callable[[int], None] | None = None,
+    ):
+        if slots < 1:
+            raise SamplingError(f"slots: {slots}; accepted: 1 or more")
+        _refuse_unsupported(model)
+        self.model: Any = model.eval()
+        self.tokenizer = tokenizer
+        self.stop_token_ids = tuple(stop_token_ids)
+        self.slots = slots
+        self.prefill_tokens = prefill_tokens
+        self.on_tokens = on_tokens
+        self.prefilled_tokens = 0
+
+    @torch.inference_mode()
+    def generate(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[Completion]:
+        """Yield every completion of every request, longest prompts first. Raises SamplingError on a bad request or setting
+        (before anything is sampled) and where the model's logits are not finite."""
+        _check_params(params)
+        self._check_requests(requests, params)
+        yield from _Run(self, requests, params).completions()
+
+    def close(self) -> None:
+        """Let go of the model's memory."""
+        self.model = None
+
+    @torch.inference_mode()
+    def check_against_plain_forward(self) -> None:
+        """Compare prefill and decode, in rows of two lengths, with the model's own eager attention on a short text.
+
+        Raises ModelError where the logits differ by more than rounding allows, as they would for an architecture whose
+        attention needs something that no layout of this engine carries.
+        """
+        vocabulary = self.model.config.get_text_config().vocab_size
+        generator = torch.Generator().manual_seed(0)
+        ids = torch.randint(vocabulary, (16,), generator=generator).to(self.model.device)
+        prompts = [ids[:12].tolist(), ids[:9].tolist()]
+        layout, cache, last = self.prefill(prompts)
+        slots = SlotCache(2, 16)
+        for row, (block, start) in enumerate(zip(layout.blocks, (0, 12), strict=True)):
+            slots.admit(torch.tensor([row], device=ids.device), cache, start, block.length)
+        ours, plain_at = [last], [11, 8]
+        for step in range(3):
+            positions = torch.tensor([12 + step, 9 + step], device=ids.device)
+            ours.append(self.decode(slots, ids[positions], positions, 12 + step))
+            plain_at += positions.tolist()
+        self.model.set_attn_implementation("eager")
+        try:
+            plain = self.model(ids[None], use_cache=False).logits[0, plain_at].float()
+        finally:
+            self.model.set_attn_implementation(ATTENTION)
+        error = ((torch.cat(ours).float() - plain).std() / plain.std()).item()
+        allowed = TOLERANCE[self.model.dtype]
+        if not error <= allowed:
+            raise ModelError(
+                f"{type(self.model).__name__}: logits of the native engine differ from the model's own forward pass by "
+                f"{error:.2g} of their spread; accepted for {self.model.dtype}: up to {allowed}"
+            )
+
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[PackedLayout, PromptCache, Tensor]:
+        """Compute prompts in one packed pass -> layout, keys and values, logits of each prompt's last token [P, V]."""
+        device = self.model.device
+        layout = PackedLayout([Block(len(p)) for p in prompts], device)
+        cache = PromptCache()
+        ends = torch.tensor([len(p) for p in prompts], device=device).cumsum(0) - 1
+        ids = torch.tensor([[i for p in prompts for i in p]], device=device)
+        out = self.model(
+            ids,
+            position_ids=layout.position_ids,
+            past_key_values=cache,
+            use_cache=True,
+            layout=layout,
+            logits_to_keep=ends,
+        )
+        self.prefilled_tokens += ids.shape[1]
+        return layout, cache, out.logits[0]
+
+    def decode(self, cache: SlotCache, tokens: Tensor, positions: Tensor, longest: int) -> Tensor:
+        """One step for rows 0..n-1 of ``cache``: tokens [n] at positions [n], the greatest ``longest`` -> logits [n, V]."""
+        cache.begin_step(positions, longest)
+        ids, where = tokens[:, None], positions[:, None]
+        return self.model(ids, position_ids=where, past_key_values=cache, use_cache=True, layout=cache).logits[:, 0]
+
+    def _check_requests(self, requests: Sequence[Request], params: SamplingParams) -> None:
+        limit = _context(self.model.config.get_text_config())
+        vocabulary = self.model.get_input_embeddings().num_embeddings
+        for request in requests:
+            who, length = f"prompt {request.prompt_id}", len(request.token_ids)
+            if not length:
+                raise SamplingError(f"{who}: no token ids; the native engine needs the rendered prompt")
+            if limit is not None and length + params.max_new_tokens > limit:
+                raise SamplingError(
+                    f"{who}: {length} prompt tokens + max_new_tokens {params.max_new_tokens} exceed the model's context "
+                    f"of {limit}"
+                )
+            if not 0 <= min(request.token_ids) <= max(request.token_ids) < vocabulary:
+                raise SamplingError(f"{who}: token ids outside the model's vocabulary [0, {vocabulary})")
+            if not all(0 <= seed < 1 << 63 for seed in request.seeds):
+                raise SamplingError(f"{who}: seeds {request.seeds}; accepted: integers in [0, 2**63)")
+
+
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    """A computed prompt: where its keys and values lie in its packed prefill."""
+
+    request: Request
+    cache: PromptCache
+    start: int
+
+    @property
+    def length(self) -> int:
+        return len(self.request.token_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """Answer ``k`` to a prompt, with its first token already drawn."""
+
+    prompt: _Prompt
+    k: int
+    token: int
+    logprob: float
+
+
+class _Run:
+    """One call of generate: the state of its active rows, kept compact in rows 0..n-1 of the tensors below."""
+
+    def __init__(self, engine: NativeEngine, requests: Sequence[Request], params: SamplingParams):
+        self.engine, self.params = engine, params
+        self.device = engine.model.device
+        self.queue = deque(sorted((r for r in requests if r.seeds), key=lambda r: -len(r.token_ids)))
+        self.ready: deque[_Sample] = deque()
+        self.stop = torch.tensor(sorted({*engine.stop_token_ids, *params.stop_token_ids}), dtype=torch.long)
+        self.stop = self.stop.to(self.device)
+        self.stop_set = set(self.stop.tolist())
+        self.sampler = TokenSampler(params)
+        longest = max((len(r.token_ids) for r in self.queue), default=0)
+        self.cache = SlotCache(engine.slots, longest + params.max_new_tokens)
+        self.n = 0
+        self.owners: list[_Sample | None] = [None] * engine.slots
+        whole = {"dtype": torch.long, "device": self.device}
+        self.prompt_length, self.steps, self.seeds = (torch.zeros(engine.slots, **whole) for _ in range(3))
+        self.answers = torch.zeros(engine.slots, params.max_new_tokens, **whole)
+        self.logprob = torch.zeros(engine.slots, dtype=torch.float64, device=self.device)
+        self.longest = 0  # greatest position of the next step, known here so that no step asks the device
+
+    def completions(self) -> Iterator[Completion]:
+        ended: list[int] = []
+        while True:
+            yield from self._refill(ended)
+            if not self.n:
+                return
+            ended = self._step()
+            for row in ended:
+                length = int(self.steps[row])
+                sample, logprob = self.owners[row], float(self.logprob[row])
+                assert sample is not None
+                yield self._completion(sample.prompt.request, sample.k, self.answers[row, :length].tolist(), logprob)
+
+    def _refill(self, holes: list[int]) -> Iterator[Completion]:
+        """Put waiting samples into the rows that ended and those never used; close up the holes that remain."""
+        changed = bool(holes)
+        newcomers: dict[int, _Sample] = {}
+        while holes or self.n < self.engine.slots:
+            while self.queue and not self.ready:
+                yield from self._prefill()
+            if not self.ready:
+                break
+            row = holes.pop() if holes else self.n
+            self.n = max(self.n, row + 1)
+            newcomers[row] = self.ready.popleft()
+        if newcomers:
+            self._admit(newcomers)
+        if holes:
+            self._close_up(holes)
+        if (newcomers or changed) and self.n:
+            self.longest = int((self.prompt_length + self.steps - 1)[: self.n].max())
+
+    def _prefill(self) -> Iterator[Completion]:
+        """Compute the next prompts and draw the first token of each of their samples; some samples may end there."""
+        requests, tokens, samples = [], 0, 0
+        while self.queue and samples < self.engine.slots:
+            tokens += len(self.queue[0].token_ids)
+            if requests and tokens > self.engine.prefill_tokens:
+                break
+            requests.append(self.queue.popleft())
+            samples += len(requests[-1].seeds)
+        layout, cache, logits = self.engine.prefill([r.token_ids for r in requests])
+        counts = torch.tensor([len(r.seeds) for r in requests], device=self.device)
+        seeds = torch.tensor([seed for r in requests for seed in r.seeds], device=self.device)
+        draw = self.sampler.draw(logits.repeat_interleave(counts, 0), seeds, torch.zeros_like(seeds))
+        drawn = zip(draw.tokens.tolist(), draw.logprobs.tolist(), strict=True)
+        self._report(samples)
+        start = 0
+        for request, block in zip(requests, layout.blocks, strict=True):
+            prompt = _Prompt(request, cache, start)
+            start += block.length
+            for k in range(len(request.seeds)):
+                token, logprob = next(drawn)
+                if token in self.stop_set or self.params.max_new_tokens == 1 or not math.isfinite(logprob):
+                    yield self._completion(request, k, [token], logprob)
+                else:
+                    self.ready.append(_Sample(prompt, k, token, logprob))
+
+    def _admit(self, newcomers: dict[int, _Sample]) -> None:
+        for prompt, group in groupby(newcomers.items(), key=lambda item: item[1].prompt):
+            self.cache.admit(self._rows([row for row, _ in group]), prompt.cache, prompt.start, prompt.length)
+        rows, samples = self._rows(list(newcomers)), list(newcomers.values())
+        for row, sample in newcomers.items():
+            self.owners[row] = sample
+        self.steps[rows] = 1
+        self.prompt_length[rows] = self._rows([s.prompt.length for s in samples])
+        self.seeds[rows] = self._rows([s.prompt.request.seeds[s.k] for s in samples])
+        self.answers[rows, 0] = self._rows([s.token for s in samples])
+        self.logprob[rows] = torch.tensor([s.logprob for s in samples], dtype=torch.float64, device=self.device)
+
+    def _close_up(self, holes: list[int]) -> None:
+        """Move the last active rows into the holes."""
+        kept = self.n - len(holes)
+        targets = [row for row in holes if row < kept]
+        sources = [row for row in range(kept, self.n) if row not in holes]
+        self.n = kept
+        if not sources:
+            return
+        for source, target in zip(sources, targets, strict=True):
+            self.owners[target] = self.owners[source]
+        here, there = self._rows(sources), self._rows(targets)
+        self.cache.move(here, there, self.longest)
+        for state in (self.prompt_length, self.steps, self.seeds, self.answers, self.logprob):
+            state[there] = state[here]
+
+    def _step(self) -> list[int]:
+        """Sample one token for each active row -> the rows that ended."""
+        n = self.n
+        steps, logprob = self.steps[:n], self.logprob[:n]
+        last = self.answers[:n].gather(1, steps[:, None] - 1)[:, 0]
+        logits = self.engine.decode(self.cache, last, self.prompt_length[:n] + steps - 1, self.longest)
+        draw = self.sampler.draw(logits, self.seeds[:n], steps)
+        self.answers[:n].scatter_(1, steps[:, None], draw.tokens[:, None])
+        logprob += draw.logprobs
+        steps += 1
+        self.longest += 1
+        self._report(n)
+        ended = torch.isin(draw.tokens, self.stop) | (steps == self.params.max_new_tokens) | ~logprob.isfinite()
+        return ended.nonzero()[:, 0].tolist()
+
+    def _completion(self, request: Request, k: int, ids: list[int], logprob: float) -> Completion:
+        if not math.isfinite(logprob):
+            raise SamplingError(
+                f"prompt {request.prompt_id}, answer {k}: the model's logits for token {len(ids)} of the answer are not "
+                "finite; the weights are damaged, or their values too large for this dtype"
+            )
+        stopped = ids[-1] in self.stop_set
+        text = self.engine.tokenizer.decode(ids[:-1] if stopped else ids, skip_special_tokens=True)
+        assert isinstance(text, str)
+        return Completion(request.prompt_id, k, text, tuple(ids), "stop" if stopped else "length", logprob)
+
+    def _rows(self, numbers: list[int]) -> Tensor:
+        return torch.tensor(numbers, dtype=torch.long, device=self.device)
+
+    def _report(self, tokens: int) -> None:
+        if self.engine.on_tokens is not None:
+            self.engine.on_tokens(tokens)
+
+
+def _check_params(params: SamplingParams) -> None:
+    checks = (
+        ("temperature", 0 <= params.temperature < math.inf, "0 (greedy) or more"),
+        ("top_p", 0 < params.top_p <= 1, "in (0, 1]"),
+        ("top_k", params.top_k >= 0, "0 (off) or more"),
+        ("max_new_tokens", params.max_new_tokens >= 1, "1 or more"),
+    )
+    for name, good, accepted in checks:
+        if not good:
+            raise SamplingError(f"{name}: {getattr(params, name)}; accepted: {accepted}")
+
+
+def _refuse_unsupported(model: PreTrainedModel) -> None:
+    name, config = type(model).__name__, model.config.get_text_config()
+    if model.config._attn_implementation != ATTENTION:
+        raise ModelError(
+            f"{name} was loaded with attention {model.config._attn_implementation!r}; accepted: {ATTENTION!r}"
+        )
+    if unknown := set(getattr(config, "layer_types", None) or ()) - LAYER_TYPES:
+        raise ModelError(
+            f"{name} has layers of type {sorted(unknown)}; the native engine supports {sorted(LAYER_TYPES)}"
+        )
+    if model.config.is_encoder_decoder:
+        raise ModelError(f"{name} is an encoder-decoder model; the native engine supports decoder-only models")
+
+
+def _context(config: Any) -> int | None:
+    """Most tokens of one sequence. Rotary embeddings that change with the length of the batch are used up to where they
+    begin to change, as beyond it an answer would depend on its neighbours."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    limit = getattr(config, "max_position_embeddings", None)
+    for parameters in [rope] if "rope_type" in rope else rope.values():
+        if parameters.get("rope_type") in LENGTH_DEPENDENT_ROPE:
+            limit = parameters.get("original_max_position_embeddings") or limit
+    return limit

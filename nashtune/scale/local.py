@@ -1,0 +1,188 @@
+"""The ``local`` engine: work units in this process, or in worker processes of this machine.
+
+A role (what a worker does) is a picklable object whose ``open()`` loads whatever it needs, a model say, and returns a
+function from a unit to a small dict of facts. The function commits the unit's output itself; nothing bulky passes through here.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Protocol
+
+from nashtune.errors import NashtuneError, SamplingError
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """One piece of work: a row group of the input file, and the object to commit."""
+
+    index: int
+    source: Path
+    target: Path
+    beside: Path | None = None
+    """A second input (as the prompts beside their samples)."""
+
+
+Facts = dict[str, float]
+Work = Callable[[Unit], Facts]
+
+
+class Role(Protocol):
+    """What a worker does with a unit."""
+
+    def key(self) -> str:
+        """Two roles with one key are interchangeable, so that a worker keeps what it loaded."""
+        ...
+
+    def open(self) -> Work: ...
+
+
+class LocalEngine:
+    """Runs units; with ``workers`` > 1, in that many processes with cores/workers threads each, kept until ``close``."""
+
+    def __init__(self, workers: int = 1):
+        self.workers = workers
+        self._here: tuple[str, Work] | None = None
+        self._pool: list[_Worker] = []
+
+    def run(self, role: Role, units: Sequence[Unit]) -> Iterator[tuple[Unit, Facts]]:
+        """Do the units that are not committed yet, yielding each as it ends (any order)."""
+        todo = [unit for unit in units if not unit.target.exists()]
+        if self.workers == 1 or len(todo) < 2:
+            for unit in todo:
+                yield unit, self._work(role)(unit)
+        else:
+            yield from self._spread(role, todo)
+
+    def release(self) -> None:
+        """Forget what this process loaded for units, before something else needs the memory."""
+        self._here = None
+
+    def close(self) -> None:
+        self.release()
+        for worker in self._pool:
+            worker.end()
+        self._pool = []
+
+    def _work(self, role: Role) -> Work:
+        if self._here is None or self._here[0] != role.key():
+            self._here = None
+            self._here = (role.key(), role.open())
+        return self._here[1]
+
+    def _spread(self, role: Role, todo: list[Unit]) -> Iterator[tuple[Unit, Facts]]:
+        while len(self._pool) < self.workers:
+            self._pool.append(_Worker(max(1, (os.cpu_count() or 1) // self.workers)))
+        waiting = todo[::-1]
+        busy = {worker.pipe: worker for worker in self._pool[: len(todo)]}
+        for worker in busy.values():
+            worker.give(role, waiting.pop())
+        while busy:
+            for pipe in wait(list(busy)):
+                worker = busy[pipe]  # type: ignore[index]
+                yield worker.take()
+                if waiting:
+                    worker.give(role, waiting.pop())
+                else:
+                    del busy[pipe]  # type: ignore[arg-type]
+
+
+class _Worker:
+    """A child process and the pipe to it. Spawned, not forked: torch and its threads do not survive a fork."""
+
+    def __init__(self, threads: int):
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.unit: Unit | None = None
+        self.process = context.Process(target=_serve, args=(theirs, threads, os.getpid()), daemon=True)
+        variables = {
+            "OMP_NUM_THREADS": str(threads),
+            "MKL_NUM_THREADS": str(threads),
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+        before = {name: os.environ.get(name) for name in variables}
+        os.environ.update(variables)  # thread pools are sized when the child imports its libraries
+        try:
+            self.process.start()
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
+        theirs.close()
+
+    def give(self, role: Role, unit: Unit) -> None:
+        self.unit = unit
+        self.pipe.send_bytes(pickle.dumps((role, unit)))
+
+    def take(self) -> tuple[Unit, Facts]:
+        """The result of the unit given last. Raises the worker's error, or SamplingError if the worker died."""
+        assert self.unit is not None
+        try:
+            facts, error = pickle.loads(self.pipe.recv_bytes())
+        except (EOFError, ConnectionResetError):
+            self.process.join(5)
+            raise SamplingError(
+                f"worker process {self.process.pid} died (exit code {self.process.exitcode}) on unit {self.unit.target.name}; "
+                "run the same command again to go on, with a smaller scale.workers or sampling.slots if memory ran out"
+            ) from None
+        if error is not None:
+            raise error
+        return self.unit, facts
+
+    def end(self) -> None:
+        self.pipe.close()  # the child reads end of file and leaves
+        self.process.join(5)
+        if self.process.is_alive():
+            self.process.terminate()
+            self.process.join()
+
+
+def _serve(pipe: Connection, threads: int, parent: int) -> None:
+    """A worker's life: take a unit, do it, tell; leave when the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
+    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
+    import torch
+
+    torch.set_num_threads(threads)
+    opened: tuple[str, Work] | None = None
+    while True:
+        try:
+            role, unit = pickle.loads(pipe.recv_bytes())
+        except EOFError:
+            return
+        facts: Facts = {}
+        failure: Exception | None = None
+        try:
+            if opened is None or opened[0] != role.key():
+                opened = None
+                opened = (role.key(), role.open())
+            facts = opened[1](unit)
+        except NashtuneError as error:
+            failure = error
+        except Exception as error:  # noqa: BLE001 - told to the parent, which raises it
+            failure = SamplingError(
+                f"unit {unit.target.name}: {type(error).__name__}: {error}\n{traceback.format_exc()}"
+            )
+        try:
+            pipe.send_bytes(pickle.dumps((facts, failure)))
+        except BrokenPipeError:
+            return
+
+
+def _leave_with(parent: int) -> None:
+    """End this process when its parent is gone, so that kill -9 of a run leaves nothing behind."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)

@@ -1,0 +1,115 @@
+"""Line 4 of Algorithm 2: answers of a policy, and the log-probs that the oracle reads."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from nashtune.judge.registry import oracle_needs
+from nashtune.records import LogProb, Policy, Prompt, Response
+from nashtune.run import Run, Stage
+from nashtune.sample.role import Sampler
+from nashtune.scale.local import Facts, Unit, Work
+from nashtune.seeds import content_hash
+from nashtune.stages.candidates import Group, PromptPart, Units
+from nashtune.stages.work import once, policy_of, run_units, stage_units
+from nashtune.store import tables
+from nashtune.store.files import create_once
+
+
+def draw(run: Run, iteration: int, name: str, part: PromptPart, policy: int, purpose: str, n: int, label: str) -> Group:
+    """Samples of a policy of the run, with the log-probs that the oracle reads."""
+    stage = run.stage(iteration, name)
+    role = _sampler(run, policy, purpose, n, "student")
+    inputs = (part.fingerprint, role.identity())
+    units = stage_units(stage, inputs)
+    once(stage, inputs, lambda: _draw(run, f"iteration {iteration}: {name}", stage, role, part, units))
+    return Group(label, units, _scores(run, iteration, f"{name}-scores", part, units, role.is_initial))
+
+
+def _sampler(run: Run, policy: int, purpose: str, n: int, source: str) -> Sampler:
+    scripted = run.recipe.sampling.engine == "scripted"
+    return Sampler(
+        policy=None if scripted else policy_of(run, policy),
+        sampling=run.recipe.sampling,
+        n=n,
+        seed=run.recipe.seed,
+        purpose=purpose,
+        source="teacher" if source == "teacher" else "student",
+        is_initial=policy == 0,
+    )
+
+
+def _draw(run: Run, title: str, stage: Stage, role: Sampler, part: PromptPart, units: Units) -> dict[str, Any]:
+    run_units(run, title, stage, role, part, units)
+    return response_facts(units, part)
+
+
+def response_facts(units: Units, part: PromptPart) -> dict[str, Any]:
+    """Counts over committed responses, whatever attempts made them."""
+    tokens = responses = 0
+    defects: Counter[str] = Counter()
+    for index in range(part.units):
+        for response in tables.read(Response, units.file(index)):
+            responses += 1
+            tokens += len(response.token_ids)
+            defects.update(response.defects)
+    return {"responses": responses, "tokens": tokens, "defects": dict(sorted(defects.items()))}
+
+
+# ---- log-probs under the initial policy, where the oracle reads them -----------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Scorer:
+    """A work-unit role: log-probs of committed responses under a policy."""
+
+    policy: Policy
+    name: str
+    dtype: str
+
+    def key(self) -> str:
+        return content_hash("scorer", self.policy.fingerprint, self.dtype)
+
+    def open(self) -> Work:
+        from nashtune.model.loading import load_model, load_tokenizer, pick_dtype, render
+        from nashtune.train.logprobs import score_responses
+
+        model = load_model(self.policy, pick_dtype(self.dtype))  # type: ignore[arg-type]
+        tokenizer = load_tokenizer(self.policy)
+
+        def work(unit: Unit) -> Facts:
+            assert unit.beside is not None
+            prompts = tables.read(Prompt, unit.source, unit.index)
+            answers: dict[str, list[Response]] = {prompt.id: [] for prompt in prompts}
+            for response in tables.read(Response, unit.beside):
+                answers[response.prompt_id].append(response)
+            items = [(render(tokenizer, p.messages), [r.token_ids for r in answers[p.id]]) for p in prompts]
+            scores = score_responses(model, items)
+            rows = [
+                LogProb(response.id, self.name, score)
+                for prompt, values in zip(prompts, scores, strict=True)
+                for response, score in zip(answers[prompt.id], values, strict=True)
+            ]
+            create_once(unit.target, tables.encode(LogProb, rows))
+            return {"prompts": len(prompts), "tokens": sum(len(r.token_ids) for rs in answers.values() for r in rs)}
+
+        return work
+
+
+def _scores(run: Run, iteration: int, name: str, part: PromptPart, responses: Units, known: bool) -> Units | None:
+    """Log-probs under policy "0", if the oracle reads them and sampling did not already give them."""
+    if known or "0" not in oracle_needs(run.recipe.oracle) or run.recipe.sampling.engine == "scripted":
+        return None
+    stage = run.stage(iteration, name)
+    role = Scorer(policy_of(run, 0), "0", run.recipe.sampling.dtype)
+    inputs = (part.fingerprint, responses.key, role.policy.fingerprint, role.dtype)
+    units = stage_units(stage, inputs)
+
+    def make() -> dict[str, Any]:
+        run_units(run, f"iteration {iteration}: {name}", stage, role, part, units, beside=responses)
+        return {}
+
+    once(stage, inputs, make)
+    return units

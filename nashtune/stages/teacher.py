@@ -1,0 +1,149 @@
+"""Line 3 of Algorithm 2: the teacher's answer to each prompt, from wherever the recipe says."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from nashtune.judge.registry import open_oracle
+from nashtune.recipe import BestOfN, RemoteTeacher
+from nashtune.records import Finish, Prompt, Response
+from nashtune.run import Run, Stage
+from nashtune.sample.defects import find_defects
+from nashtune.sample.engine import Request, SamplingParams
+from nashtune.scale.local import Unit
+from nashtune.seeds import content_hash, seed_for
+from nashtune.stages.candidates import Candidates, Group, PromptPart, Units
+from nashtune.stages.prepare import prompt_part
+from nashtune.stages.sampling import draw, response_facts
+from nashtune.stages.work import ledger_of, once, policy_of, stage_units, unit_progress
+from nashtune.store import tables
+from nashtune.store.files import create_once
+
+Answers = Callable[[int, list[Prompt]], Awaitable[list[Response]]]
+
+
+def sample(run: Run, iteration: int) -> Candidates:
+    """K answers of policy pi_t-1 to iteration t's prompts, with the teacher's: the candidate sets to be judged."""
+    part = prompt_part(run, iteration)
+    students = draw(
+        run, iteration, "sample", part, iteration - 1, f"train-{iteration}", run.recipe.sampling.k, "student"
+    )
+    teacher = teacher_group(run, iteration, "teacher", part)
+    return Candidates(iteration, part, (students, teacher) if teacher else (students,))
+
+
+def teacher_group(run: Run, iteration: int, name: str, part: PromptPart) -> Group | None:
+    """The teacher's answers to a part of the prompts; None where the recipe has no teacher."""
+    teacher = run.recipe.teacher
+    if teacher.kind == "none":
+        return None
+    stage = run.stage(iteration, name)
+    source: Units | None = None
+    inputs: tuple[Any, ...] = (part.fingerprint, policy_of(run, 0).fingerprint, teacher.model_dump(mode="json"))
+    if isinstance(teacher, BestOfN):
+        pool = draw(run, iteration, f"{name}-pool", part, 0, f"{name}-{iteration}", teacher.n, "teacher")
+        source = pool.responses
+        inputs = (*inputs, source.key, run.recipe.oracle.model_dump(mode="json"), run.recipe.seed)
+    units = stage_units(stage, inputs)
+    once(stage, inputs, lambda: asyncio.run(_teach(run, f"iteration {iteration}: {name}", stage, part, units, source)))
+    return Group("teacher", units)
+
+
+async def _teach(
+    run: Run, title: str, stage: Stage, part: PromptPart, units: Units, pool: Units | None
+) -> dict[str, Any]:
+    work = [Unit(index, part.file, units.file(index)) for index in range(part.units)]
+    answer = _best_of_pool(run, pool) if pool else _Answerer(run).answers
+    with stage.clock() as tick, unit_progress(title, work, part) as advance:
+        for unit in work:
+            if not unit.target.exists():
+                prompts = tables.read(Prompt, unit.source, unit.index)
+                create_once(unit.target, tables.encode(Response, await answer(unit.index, prompts)))
+                advance(len(prompts), "")
+                tick()
+    return response_facts(units, part)
+
+
+def _best_of_pool(run: Run, pool: Units) -> Answers:
+    """Best of N by the oracle from the initial policy's samples; ties go to the earlier sample, and so does a prompt on
+    which the oracle has no word."""
+    oracle = open_oracle(run.recipe.oracle, ledger_of(run))
+
+    async def answers(index: int, prompts: list[Prompt]) -> list[Response]:
+        drawn: dict[str, list[Response]] = {prompt.id: [] for prompt in prompts}
+        for response in tables.read(Response, pool.file(index)):
+            drawn[response.prompt_id].append(response)
+
+        async def best(prompt: Prompt) -> Response:
+            candidates = drawn[prompt.id]
+            judgment = await oracle.judge(prompt, candidates, seed_for(run.recipe.seed, "best of n", prompt.id))
+            values = judgment.scores if judgment.scores is not None else judgment.win_rates()
+            known = (
+                [(-(v if v is not None else float("-inf")), k) for k, v in enumerate(values)]
+                if judgment.outcome == "ok"
+                else []
+            )
+            chosen = candidates[min(known)[1] if known else 0]
+            return chosen.replace(source="teacher", id=content_hash("teacher", chosen.id))
+
+        return list(await asyncio.gather(*(best(prompt) for prompt in prompts)))
+
+    return answers
+
+
+class _Answerer:
+    """Teachers that answer a prompt directly: a column of the data, a remote model, the scripted engine."""
+
+    def __init__(self, run: Run):
+        self.teacher = run.recipe.teacher
+        self.run = run
+        self.scripted = run.recipe.sampling.engine == "scripted"
+        if not self.scripted:
+            from nashtune.model.loading import end_token_ids, load_tokenizer
+
+            self.tokenizer = load_tokenizer(policy_of(run, 0))
+            self.end = end_token_ids(policy_of(run, 0), self.tokenizer)[:1]
+
+    async def answers(self, _: int, prompts: list[Prompt]) -> list[Response]:
+        texts = await asyncio.to_thread(self._texts, prompts)
+        return [self._response(prompt, text, finish) for prompt, (text, finish) in zip(prompts, texts, strict=True)]
+
+    def _texts(self, prompts: list[Prompt]) -> list[tuple[str, Finish]]:
+        if self.teacher.kind == "column":
+            return [(prompt.teacher or "", "stop") for prompt in prompts]
+        requests = [Request(p.id, p.messages, (), (seed_for(self.run.recipe.seed, "teacher", p.id),)) for p in prompts]
+        if isinstance(self.teacher, RemoteTeacher):
+            from nashtune.sample.remote import RemoteEngine
+
+            engine = RemoteEngine(self.teacher.engine, ledger_of(self.run))
+            params = SamplingParams(self.teacher.temperature, 1.0, 0, self.teacher.max_new_tokens)
+        else:
+            from nashtune.sample.scripted import ScriptedEngine
+
+            engine = ScriptedEngine()
+            params = SamplingParams(max_new_tokens=self.run.recipe.sampling.max_new_tokens)
+        done = {c.prompt_id: (c.text, c.finish) for c in engine.generate(requests, params)}
+        return [done[prompt.id] for prompt in prompts]
+
+    def _response(self, prompt: Prompt, text: str, finish: Finish) -> Response:
+        """Tokenised once, here; the end token belongs to an answer that ended by itself."""
+        ids: list[int] = (
+            list(text.encode()) if self.scripted else self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        )  # type: ignore[assignment]
+        if finish == "stop" and not self.scripted:
+            ids = [*ids, *self.end]
+        kind = self.teacher.kind
+        name = f"{kind}:{self.teacher.engine.model}" if isinstance(self.teacher, RemoteTeacher) else kind
+        return Response(
+            id=content_hash("teacher", name, prompt.id, text),
+            prompt_id=prompt.id,
+            k=0,
+            source="teacher",
+            policy=name,
+            text=text,
+            token_ids=tuple(ids),
+            finish=finish,
+            defects=find_defects(text, finish, self.run.recipe.sampling.defects),
+        )

@@ -1,0 +1,152 @@
+"""Lines 6 and 7 of Algorithm 2: large-margin pairs, and the next policy trained on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from nashtune.errors import PairError
+from nashtune.pairs import Dynamics, PairSet, build_pairs, replay
+from nashtune.progress import progress
+from nashtune.records import Pair, Policy, Prompt, Response
+from nashtune.run import Run
+from nashtune.seeds import content_hash, seed_for
+from nashtune.stages.candidates import Judgments
+from nashtune.stages.work import engine_of, policy_of
+from nashtune.store import tables
+from nashtune.store.files import write_atomic
+
+if TYPE_CHECKING:
+    from nashtune.train.packing import TrainingPair
+    from nashtune.train.trainer import StepMetrics, TrainJob
+
+
+def make_pairs(run: Run, judgments: Judgments) -> list[Pair]:
+    """The iteration's new pairs; counts of what gave none go into the stage's record. Raises PairError if there are none."""
+    iteration = judgments.candidates.iteration
+    stage = run.stage(iteration, "pairs")
+    inputs = (judgments.units.key, run.recipe.pairs.model_dump(mode="json"), run.recipe.seed)
+    file = stage.folder / "pairs.parquet"
+    if not stage.done(*inputs):
+        with stage.clock():
+            dynamics = Dynamics()
+            made = build_pairs(dynamics.watch(judgments), run.recipe.pairs, iteration, run.recipe.seed)
+            write_atomic(file, tables.encode(Pair, made.pairs))
+            _keep_rows(run, judgments, made)
+        facts = {"kinds": made.kinds, "margins": made.margins, "dropped": made.dropped, "dynamics": dynamics.columns()}
+        stage.finish(inputs, facts)
+    pairs = tables.read(Pair, file)
+    if not pairs:
+        counts = stage.record()["facts"]["dropped"]
+        raise PairError(
+            f"iteration {iteration}: not one training pair from {judgments.candidates.part.prompts} prompts ({counts}). "
+            "Accepted: a pair rule and margins that the oracle's verdicts can meet (section `pairs`); `nashtune status` "
+            "shows the best iteration so far"
+        )
+    return pairs
+
+
+def _keep_rows(run: Run, judgments: Judgments, made: PairSet) -> None:
+    """Beside the pairs, the prompts and responses they name, so that later iterations can replay them."""
+    prompts: dict[str, Prompt] = {}
+    responses: dict[str, Response] = {}
+    wanted = {i for pair in made.pairs for i in (pair.chosen_id, pair.rejected_id)}
+    asked = {pair.prompt_id for pair in made.pairs}
+    for prompt, answers, _ in judgments:
+        if prompt.id in asked:
+            prompts[prompt.id] = prompt
+            responses |= {r.id: r for r in answers if r.id in wanted}
+    folder = run.stage(judgments.candidates.iteration, "pairs").folder
+    write_atomic(folder / "prompts.parquet", tables.encode(Prompt, prompts.values()))
+    write_atomic(folder / "responses.parquet", tables.encode(Response, responses.values()))
+
+
+def replayed_pairs(run: Run, iteration: int, new: int) -> tuple[Pair, ...]:
+    """Pairs of earlier iterations to train on again."""
+    earlier = [tables.read(Pair, _pairs_file(run, t)) for t in range(iteration - 1, 0, -1)]
+    return replay(run.recipe.replay, new, earlier, seed_for(run.recipe.seed, "replay", iteration))
+
+
+def _pairs_file(run: Run, iteration: int) -> Any:
+    return run.stage(iteration, "pairs").folder / "pairs.parquet"
+
+
+def train(run: Run, iteration: int, pairs: Iterable[Pair]) -> Policy:
+    """pi_t+1 from pi_t by one contrastive step over new and replayed pairs (eq. 13, or the recipe's objective)."""
+    new = list(pairs)
+    used = [*new, *replayed_pairs(run, iteration, len(new))]
+    stage = run.stage(iteration, "train")
+    before, initial = policy_of(run, iteration - 1), policy_of(run, 0)
+    recipe = run.recipe
+    inputs = (
+        content_hash([pair.id for pair in used]),
+        before.fingerprint,
+        initial.fingerprint,
+        recipe.objective.model_dump(mode="json"),
+        recipe.train.model_dump(mode="json", exclude={"checkpoint_steps", "learning_rate"}),
+        recipe.learning_rate(iteration),
+        recipe.seed,
+    )
+    if not stage.done(*inputs):
+        from nashtune.model.loading import fingerprint
+        from nashtune.train.trainer import TrainJob, train_policy
+
+        engine_of(run).release()
+        job = TrainJob(
+            pairs=tuple(_with_tokens(run, used, initial)),
+            policy=before,
+            initial=initial,
+            objective=recipe.objective,
+            train=recipe.train,
+            learning_rate=recipe.learning_rate(iteration),
+            seed=seed_for(recipe.seed, "train", iteration),
+            iteration=iteration,
+            folder=stage.folder / content_hash(*inputs, length=10),
+            output=run.iteration_folder(iteration) / "policy",
+        )
+        with stage.clock() as tick, _step_progress(job, tick) as on_step:
+            result = train_policy(job, on_step)
+        stage.finish(inputs, {"replayed": len(used) - len(new), **result.facts()}, fingerprint(job.output))
+    return policy_of(run, iteration)
+
+
+@contextmanager
+def _step_progress(job: TrainJob, tick: Callable[[], None]) -> Iterator[Callable[[StepMetrics], None]]:
+    from nashtune.train.packing import plan_steps
+
+    plan = plan_steps(job.pairs, job.train.batch_size, job.train.microbatch_tokens, job.train.epochs, job.seed)
+    with progress(f"iteration {job.iteration}: train", plan.steps, "steps") as advance:
+
+        def on_step(metrics: StepMetrics) -> None:
+            tick()
+            advance(1, f"loss {metrics.loss:.3f}, accuracy {metrics.accuracy:.2f}")
+
+        yield on_step
+
+
+def _with_tokens(run: Run, pairs: list[Pair], initial: Policy) -> Iterator[TrainingPair]:
+    """Pairs with the token ids of prompt and answers, as sampled."""
+    from nashtune.model.loading import load_tokenizer, render
+    from nashtune.train.packing import TrainingPair
+
+    tokenizer = load_tokenizer(initial)
+    tokens: dict[str, tuple[int, ...]] = {}
+    rendered: dict[str, tuple[int, ...]] = {}
+    for born in sorted({pair.iteration for pair in pairs}):
+        folder = run.stage(born, "pairs").folder
+        rendered |= {
+            p.id: tuple(render(tokenizer, p.messages)) for p in tables.read(Prompt, folder / "prompts.parquet")
+        }
+        tokens |= {r.id: r.token_ids for r in tables.read(Response, folder / "responses.parquet")}
+    for pair in pairs:
+        yield TrainingPair(
+            id=pair.id,
+            prompt_ids=rendered[pair.prompt_id],
+            chosen_ids=tokens[pair.chosen_id],
+            rejected_ids=tokens[pair.rejected_id],
+            r_chosen=pair.r_chosen,
+            r_rejected=pair.r_rejected,
+            score_chosen=pair.score_chosen,
+            score_rejected=pair.score_rejected,
+        )

@@ -1,0 +1,135 @@
+"""Algorithm 2's last line needs a measure: held-out prompts answered by the new policy and judged against the others."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from statistics import quantiles
+from typing import Any
+
+from nashtune.evaluate.winrate import Labelled, contest, mean_measure, mean_score
+from nashtune.records import Interval, IterationSummary
+from nashtune.report.card import model_card
+from nashtune.run import Run
+from nashtune.stages.candidates import Candidates, Group
+from nashtune.stages.judging import judge
+from nashtune.stages.prepare import validation_part
+from nashtune.stages.sampling import draw
+from nashtune.stages.teacher import teacher_group
+from nashtune.stages.work import policy_of
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+def validate(run: Run, iteration: int) -> IterationSummary:
+    """Judge policy ``iteration`` on the held-out prompts against the initial policy, the previous one and the teacher,
+    all in one candidate set per prompt; record the iteration's row."""
+    judgments = judge(run, held_out(run, iteration))
+    rows: list[Labelled] = []
+    words: list[int] = []
+    unusable = 0
+    for _, answers, judgment, labels in judgments.labelled():
+        rows.append((judgment, labels))
+        unusable += judgment.outcome != "ok"
+        words += [len(a.text.split()) for a, label in zip(answers, labels, strict=True) if label == "policy"]
+    summary = IterationSummary(
+        iteration=iteration,
+        **_contests(rows, iteration, run.recipe.validate_.confidence),
+        satisfied=mean_measure(rows, "satisfied"),
+        good=mean_measure(rows, "good"),
+        satisfied_and_good=mean_measure(rows, "satisfied_and_good"),
+        mean_score=mean_score(rows),
+        mean_words=sum(words) / len(words),
+        words_by_quantile=_quantiles(words),
+        unusable_judgments=unusable,
+        **_from_records(run, iteration),
+    )
+    run.record(summary)
+    export_best(run)
+    return summary
+
+
+def held_out(run: Run, iteration: int) -> Candidates:
+    """The held-out candidate sets of an iteration: its policy's answers and those it is compared with."""
+    part = validation_part(run)
+    groups = [_answers(run, iteration, "policy")]
+    if iteration >= 1:
+        groups.append(_answers(run, 0, "initial"))
+    if iteration >= 2:
+        groups.append(_answers(run, iteration - 1, "previous"))
+    if teacher := teacher_group(run, 0, "validate-teacher", part):
+        groups.append(teacher)
+    return Candidates(iteration, part, tuple(groups), validation=True)
+
+
+def _answers(run: Run, iteration: int, label: str) -> Group:
+    """Every policy answers the held-out prompts with the same random streams, which narrows the comparison's noise."""
+    return draw(
+        run, iteration, "validate-sample", validation_part(run), iteration, "validate", run.recipe.validate_.k, label
+    )
+
+
+def _contests(rows: list[Labelled], iteration: int, confidence: float) -> dict[str, Interval | None]:
+    def against(label: str) -> Interval | None:
+        return contest(rows, "policy", label).interval(confidence)
+
+    initial = against("initial") if iteration else None
+    return {
+        "win_rate_vs_initial": initial,
+        "win_rate_vs_previous": against("previous") if iteration >= 2 else initial,
+        "win_rate_vs_teacher": against("teacher"),
+    }
+
+
+def _quantiles(values: list[int]) -> tuple[float, ...]:
+    if len(values) < 2:
+        return tuple(float(v) for v in values) * len(QUANTILES)
+    cuts = quantiles(values, n=100, method="inclusive")
+    return tuple(cuts[round(100 * q) - 1] for q in QUANTILES)
+
+
+def _from_records(run: Run, iteration: int) -> dict[str, Any]:
+    """What the iteration's stage records say: pairs, tokens, seconds, money."""
+    files = sorted(run.iteration_folder(iteration).glob("*.json"))
+    records = {f.stem: run.stage(iteration, f.stem).record() for f in files if f.stem != "summary"}
+    facts = {name: record["facts"] for name, record in records.items()}
+    pairs, trained = facts.get("pairs", {}), facts.get("train", {})
+    tokens = {name: found["tokens"] for name, found in facts.items() if "tokens" in found}
+    for name in ("judge", "validate-judge"):
+        if spent := sum(facts.get(name, {}).get(key, 0) for key in ("prompt_tokens", "completion_tokens")):
+            tokens[name] = spent
+    costs = [c for found in facts.values() if (c := found.get("cost_usd")) is not None]
+    unusable = facts.get("judge", {}).get("unusable", 0)
+    dropped = Counter(pairs.get("dropped", {}))
+    return {
+        "pairs": pairs.get("kinds", {}),
+        "dropped": dict(dropped),
+        "dynamics": pairs.get("dynamics", {}) | {"unusable_judgments": float(unusable)},
+        "defects": facts.get("sample", {}).get("defects", {}),
+        "replayed_pairs": trained.get("replayed", 0),
+        "train": {k: v for k, v in trained.items() if isinstance(v, int | float)},
+        "tokens": tokens,
+        "seconds": {name: record["seconds"] for name, record in records.items()},
+        "cost_usd": sum(costs) if costs else None,
+    }
+
+
+def export_best(run: Run) -> None:
+    """Put the best policy so far into ``best/``: an ordinary transformers folder with a model card."""
+    best = run.best()
+    if best is None or run.recipe.sampling.engine == "scripted":
+        return
+    source = policy_of(run, best.iteration).folder
+    target, partial = run.folder / "best", run.folder / ".best.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    for file in source.iterdir():
+        if file.is_file() and file.name != "README.md":
+            try:
+                (partial / file.name).hardlink_to(file.resolve())
+            except OSError:  # another file system
+                shutil.copy2(file, partial / file.name)
+    card = model_card(run.recipe.resolved(), run.summaries(), best.iteration)
+    (partial / "README.md").write_text(card, encoding="utf-8")
+    shutil.rmtree(target, ignore_errors=True)
+    partial.rename(target)

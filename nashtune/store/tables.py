@@ -1,0 +1,109 @@
+"""Records as parquet rows. Flat fields are typed columns; nested ones are JSON text, so any reader can open the files."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from nashtune.errors import StoreError
+from nashtune.records import Constraint, Judgment, LogProb, Message, Pair, Prompt, Response, Usage
+from nashtune.seeds import canonical_json
+
+Record = TypeVar("Record", Prompt, Response, Judgment, Pair, LogProb)
+
+_TEXT, _INT, _REAL = pa.string(), pa.int32(), pa.float64()
+SCHEMAS: dict[type, pa.Schema] = {
+    Prompt: pa.schema(
+        {"id": _TEXT, "messages": _TEXT, "teacher": _TEXT, "constraints": _TEXT, "topic": _TEXT, "source": _TEXT}
+    ),
+    Response: pa.schema(
+        {"id": _TEXT, "prompt_id": _TEXT, "k": _INT, "source": _TEXT, "policy": _TEXT, "text": _TEXT}
+        | {"token_ids": pa.list_(_INT), "finish": _TEXT, "defects": _TEXT, "logprobs": _TEXT}
+    ),
+    Judgment: pa.schema(
+        dict.fromkeys(("prompt_id", "response_ids", "oracle", "outcome", "reason", "scores", "matrix"), _TEXT)
+        | dict.fromkeys(("measures", "order", "raw", "model_requested", "model_returned", "usage"), _TEXT)
+    ),
+    Pair: pa.schema(
+        {"id": _TEXT, "prompt_id": _TEXT, "chosen_id": _TEXT, "rejected_id": _TEXT, "kind": _TEXT}
+        | dict.fromkeys(("r_chosen", "r_rejected", "score_chosen", "score_rejected"), _REAL)
+        | {"iteration": _INT}
+    ),
+    LogProb: pa.schema({"response_id": _TEXT, "policy": _TEXT, "logprob": _REAL}),
+}
+_JSON_FIELDS = {
+    Prompt: ("messages", "constraints"),
+    Response: ("defects", "logprobs"),
+    Judgment: ("response_ids", "scores", "matrix", "measures", "order", "usage"),
+    Pair: (),
+    LogProb: (),
+}
+
+
+def encode(kind: type[Record], records: Iterable[Record], row_group: int | None = None) -> bytes:
+    """A zstd parquet file of ``records``, ``row_group`` rows a group."""
+    json_fields = _JSON_FIELDS[kind]
+    rows = []
+    for record in records:
+        row = asdict(record)
+        for name in json_fields:
+            row[name] = canonical_json(row[name])
+        rows.append(row)
+    sink = io.BytesIO()
+    table = pa.Table.from_pylist(rows, schema=SCHEMAS[kind])
+    pq.write_table(table, sink, compression="zstd", row_group_size=row_group or max(1, len(rows)))
+    return sink.getvalue()
+
+
+def read(kind: type[Record], path: Path, group: int | None = None) -> list[Record]:
+    """All records of a file, or those of one row group. Raises StoreError naming the file."""
+    try:
+        with pq.ParquetFile(path) as file:
+            table = file.read() if group is None else file.read_row_group(group)
+    except FileNotFoundError:
+        raise StoreError(f"{path}: missing") from None
+    except pa.ArrowException as error:
+        raise StoreError(f"{path}: damaged: {error}") from None
+    return [_record(kind, row) for row in table.to_pylist()]
+
+
+def stream(kind: type[Record], paths: Sequence[Path]) -> Iterator[Record]:
+    """Records of several files, one file in memory at a time."""
+    for path in paths:
+        yield from read(kind, path)
+
+
+def shape(path: Path) -> tuple[int, int]:
+    """Rows and row groups of a file. Raises StoreError naming the file."""
+    try:
+        found = pq.read_metadata(path)
+    except FileNotFoundError:
+        raise StoreError(f"{path}: missing") from None
+    except pa.ArrowException as error:
+        raise StoreError(f"{path}: damaged: {error}") from None
+    return found.num_rows, found.num_row_groups
+
+
+def _record(kind: type[Record], row: dict[str, Any]) -> Record:
+    for name in _JSON_FIELDS[kind]:
+        row[name] = json.loads(row[name])
+    match kind.__name__:
+        case "Prompt":
+            row["messages"] = tuple(Message(**m) for m in row["messages"])
+            row["constraints"] = tuple(Constraint(**c) for c in row["constraints"])
+        case "Response":
+            row["token_ids"], row["defects"] = tuple(row["token_ids"]), tuple(row["defects"])
+        case "Judgment":
+            row["response_ids"], row["order"] = tuple(row["response_ids"]), tuple(row["order"])
+            row["scores"] = None if row["scores"] is None else tuple(row["scores"])
+            row["matrix"] = None if row["matrix"] is None else tuple(map(tuple, row["matrix"]))
+            row["measures"] = {name: tuple(values) for name, values in row["measures"].items()}
+            row["usage"] = Usage(**row["usage"])
+    return kind(**row)

@@ -1,0 +1,110 @@
+"""AdamW over fp32 weights: the model's own, or masters beside bf16 ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from nashtune.recipe import TrainSection
+
+FUSED = {"cpu", "cuda"}
+
+
+def learning_rate(step: int, steps: int, peak: float, section: TrainSection) -> float:
+    """Rate of step 0, 1, ... of ``steps``: ``warmup_steps`` equal rises to the peak, which the step after them
+    has; then constant, or down so that it would be 0 one step past the last."""
+    warmup = section.warmup_steps
+    if step < warmup:
+        return peak * (step + 1) / (warmup + 1)
+    done = (step - warmup) / max(1, steps - warmup)
+    match section.schedule:
+        case "constant":
+            return peak
+        case "linear":
+            return peak * (1 - done)
+        case "cosine":
+            return peak * (1 + math.cos(math.pi * done)) / 2
+
+
+class Optimizer:
+    """Gradients are summed, clipped and applied in fp32, whatever dtype the model computes in.
+
+    ``masters`` maps the name of each trained parameter to its fp32 values: the parameter itself where it is fp32.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], masters: Mapping[str, Tensor], section: TrainSection):
+        self.masters: dict[str, Tensor] = {}
+        self._low: list[tuple[nn.Parameter, Tensor]] = []
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+        for name, parameter in parameters.items():
+            master = masters.get(name, parameter)
+            self.masters[name] = master
+            if master is not parameter:
+                self._low.append((parameter, master))
+                self._hooks.append(parameter.register_post_accumulate_grad_hook(_add_to(master)))
+        # Decay pulls weight matrices towards 0; norms and biases are vectors.
+        groups = [
+            {"params": [m for m in self.masters.values() if m.ndim > 1], "weight_decay": section.weight_decay},
+            {"params": [m for m in self.masters.values() if m.ndim <= 1], "weight_decay": 0.0},
+        ]
+        fused = next(iter(self.masters.values())).device.type in FUSED
+        self._adam = torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=section.betas, fused=fused)
+        self._max_norm = section.max_grad_norm
+
+    def clip(self) -> float:
+        """Scale the summed gradients down to the section's norm; returns the norm they had (it may not be finite)."""
+        return float(torch.nn.utils.clip_grad_norm_(self.masters.values(), self._max_norm))
+
+    def step(self, rate: float) -> None:
+        """Apply and clear the gradients."""
+        for group in self._adam.param_groups:
+            group["lr"] = rate
+        self._adam.step()
+        self._adam.zero_grad(set_to_none=True)
+        self._copy_to_low()
+
+    @torch.no_grad()
+    def _copy_to_low(self) -> None:
+        for parameter, master in self._low:
+            parameter.copy_(master)
+
+    def state(self) -> dict[str, Tensor]:
+        """Weights and moments by name, for a checkpoint."""
+        tensors = {f"master.{name}": master.detach() for name, master in self.masters.items()}
+        for name, master in self.masters.items():
+            tensors |= {f"{key}.{name}": value for key, value in self._adam.state.get(master, {}).items()}
+        return tensors
+
+    @torch.no_grad()
+    def restore(self, tensors: Callable[[str], Tensor], names: frozenset[str]) -> None:
+        """Take back what ``state`` gave; ``tensors`` reads one by name, ``names`` are those there are."""
+        for name, master in self.masters.items():
+            master.copy_(tensors(f"master.{name}"))
+            kept = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}.{name}" in names]
+            if kept:
+                self._adam.state[master] = {key: tensors(f"{key}.{name}").to(master.device) for key in kept}
+        self._copy_to_low()
+
+    def release(self) -> None:
+        """Free moments and gradients before the policy is saved."""
+        for hook in self._hooks:
+            hook.remove()
+        self._adam.zero_grad(set_to_none=True)
+        self._adam.state.clear()
+
+
+def _add_to(master: Tensor) -> Callable[[Tensor], None]:
+    """Moves a bf16 gradient to its fp32 master as soon as the backward pass has made it."""
+
+    def hook(parameter: Tensor) -> None:
+        if parameter.grad is not None:
+            if master.grad is None:
+                master.grad = parameter.grad.to(master.dtype)
+            else:
+                master.grad += parameter.grad
+            parameter.grad = None
+
+    return hook

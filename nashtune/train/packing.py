@@ -1,0 +1,149 @@
+"""Which pairs go into which optimizer step and micro-batch, and how a micro-batch is laid out as one row of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from nashtune.errors import TrainingError
+from nashtune.seeds import seed_for
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from nashtune.model.attention import PackedLayout
+
+Answers = tuple[Sequence[int], Sequence[Sequence[int]]]
+"""A prompt's token ids, and those of each of its answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingPair:
+    """A pair as training needs it: token ids as sampled (never made again from text), win rates and scores."""
+
+    id: str
+    prompt_ids: tuple[int, ...]
+    chosen_ids: tuple[int, ...]
+    rejected_ids: tuple[int, ...]
+    """Empty only for sft."""
+    r_chosen: float
+    r_rejected: float
+    score_chosen: float | None
+    score_rejected: float | None
+
+    def answers(self, sides: int = 2) -> Answers:
+        """The prompt with both answers, or with the chosen one alone (``sides`` 1)."""
+        return self.prompt_ids, (self.chosen_ids, self.rejected_ids)[:sides]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Optimizer steps over a set of pairs. Indices are positions in the sequence of pairs that was planned."""
+
+    batches: tuple[tuple[tuple[int, ...], ...], ...]
+    """batch -> micro-batch -> pair. The same in every epoch, so stored log-probs fit the layout they came from."""
+    order: tuple[int, ...]
+    """step -> batch."""
+
+    @property
+    def steps(self) -> int:
+        return len(self.order)
+
+
+def input_tokens(answers: Answers) -> int:
+    """Tokens computed for one shared prompt and its answers; an answer's last token is predicted but never an input."""
+    prompt, responses = answers
+    return len(prompt) + sum(max(len(r) - 1, 0) for r in responses)
+
+
+def plan_steps(
+    pairs: Sequence[TrainingPair], *, batch_size: int, microbatch_tokens: int, epochs: int, seed: int, sides: int = 2
+) -> Plan:
+    """A pure function of its arguments: pairs are shuffled by a hash of (seed, id), cut into batches of ``batch_size``
+    (the last one smaller), each batch into micro-batches of pairs of similar length and at most ``microbatch_tokens``
+    tokens (a longer pair is alone). Every epoch visits the same batches in its own order.
+
+    Raises TrainingError where there are no pairs or an id occurs twice.
+    """
+    if not pairs:
+        raise TrainingError("there are 0 pairs to train on; accepted: at least 1")
+    ids = [pair.id for pair in pairs]
+    if len(set(ids)) < len(ids):
+        raise TrainingError(f"pair id {next(i for i in ids if ids.count(i) > 1)!r} occurs more than once")
+    shuffled = sorted(range(len(pairs)), key=lambda i: (seed_for(seed, "pairs", ids[i]), ids[i]))
+    cost = [input_tokens(pair.answers(sides)) for pair in pairs]
+    batches = tuple(
+        tuple(
+            fill(sorted(shuffled[start : start + batch_size], key=lambda i: (cost[i], ids[i])), cost, microbatch_tokens)
+        )
+        for start in range(0, len(pairs), batch_size)
+    )
+    order = [
+        batch
+        for epoch in range(epochs)
+        for batch in sorted(range(len(batches)), key=lambda b: seed_for(seed, "epoch", epoch, b))
+    ]
+    return Plan(batches, tuple(order))
+
+
+def fill(items: Sequence[int], cost: Sequence[int], budget: int) -> list[tuple[int, ...]]:
+    """Cut ``items`` in their order into groups whose summed cost stays within ``budget`` (a costlier item is alone)."""
+    groups: list[list[int]] = []
+    used = budget + 1
+    for item in items:
+        if used + cost[item] > budget:
+            groups.append([])
+            used = 0
+        groups[-1].append(item)
+        used += cost[item]
+    return [tuple(group) for group in groups]
+
+
+@dataclass(frozen=True, slots=True)
+class PackedBatch:
+    """Prompts and their answers as one row of L input tokens, T of whose outputs predict the T answer tokens."""
+
+    input_ids: Tensor
+    """[1, L]"""
+    position_ids: Tensor
+    """[1, L]; an answer's positions start at its prompt's length."""
+    layout: PackedLayout
+    predicting: Tensor
+    """[T] the position in [0, L) whose output predicts each answer token; a prompt's last token predicts the first
+    token of all its answers."""
+    targets: Tensor
+    """[T] the answer tokens."""
+    segments: Tensor
+    """[T] which answer each target belongs to, counted through the batch."""
+    responses: int
+    """Number of answers."""
+
+
+def pack(items: Sequence[Answers], device: torch.device | str = "cpu") -> PackedBatch:
+    """Lay prompts and answers out end to end, each prompt once. Every prompt needs a token; an answer may be empty."""
+    import torch
+
+    from nashtune.model.attention import Block, PackedLayout
+
+    blocks: list[Block] = []
+    inputs, predicting, targets, segments = [], [], [], []
+    start, count = 0, 0
+    for prompt, responses in items:
+        branches = tuple(max(len(r) - 1, 0) for r in responses)
+        inputs += prompt
+        branch_start = start + len(prompt)
+        for response, branch in zip(responses, branches, strict=True):
+            inputs += response[:branch]
+            if response:
+                predicting += [start + len(prompt) - 1, *range(branch_start, branch_start + branch)]
+            targets += response
+            segments += [count] * len(response)
+            branch_start += branch
+            count += 1
+        blocks.append(Block(len(prompt), branches))
+        start = branch_start
+    layout = PackedLayout(blocks, device)
+    tensors = [torch.tensor(x, dtype=torch.long, device=device) for x in (inputs, predicting, targets, segments)]
+    return PackedBatch(tensors[0][None], layout.position_ids, layout, *tensors[1:], responses=count)
