@@ -15,14 +15,27 @@ _EXPORTS = {
     "sample": "nashtune.loop",
     "judge": "nashtune.loop",
     "build_pairs": "nashtune.pairs",
+    "make_pairs": "nashtune.loop",
     "train": "nashtune.loop",
     "validate": "nashtune.loop",
     "improve": "nashtune.loop",
 }
-__all__ = ["__version__", *_EXPORTS]
+__all__ = [
+    "Recipe",
+    "Run",
+    "__version__",
+    "build_pairs",
+    "improve",
+    "judge",
+    "load_recipe",
+    "make_pairs",
+    "sample",
+    "train",
+    "validate",
+]
 
 if TYPE_CHECKING:
-    from nashtune.loop import improve, judge, sample, train, validate
+    from nashtune.loop import improve, judge, make_pairs, sample, train, validate
     from nashtune.pairs import build_pairs
     from nashtune.recipe import Recipe, load_recipe
     from nashtune.run import Run

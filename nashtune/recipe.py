@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from nashtune.errors import RecipeError
 from nashtune.seeds import content_hash
 
-NEUTRAL = {"neutral": True}
+NEUTRAL: dict[str, JsonValue] = {"neutral": True}
 ObjectiveName = Literal["dno", "dno-prct", "dpo", "sft"]
 Rate = Annotated[float, Field(ge=0, le=1)]
 
@@ -52,7 +52,7 @@ class DedupeSection(Section):
 class ValidationSplit(Section):
     """Held-out prompts; never trained on."""
 
-    count: int = Field(64, ge=1)
+    count: int = Field(default=64, ge=1)
     """Number of prompts held out."""
     source: str | None = None
     """A separate source for validation prompts (same formats); null holds out a part of `prompts.source`."""
@@ -76,9 +76,9 @@ class PromptsSection(Section):
     on_bad_row: Literal["strict", "skip"] = "strict"
     """strict: a bad row ends the run with its line and reason; skip: it is counted and left out."""
     dedupe: DedupeSection = DedupeSection()
-    max_prompt_tokens: int = Field(1024, ge=8)
+    max_prompt_tokens: int = Field(default=1024, ge=8)
     """Prompts longer than this after the chat template are left out and counted (tokens)."""
-    per_iteration: int | None = Field(None, ge=1)
+    per_iteration: int | None = Field(default=None, ge=1)
     """Prompts in each iteration's part (disjoint); null divides all prompts evenly among the iterations."""
     validation: ValidationSplit = ValidationSplit()
 
@@ -92,11 +92,11 @@ class EngineSection(Section):
     """Model name sent with each request."""
     api_key_env: str = "OPENAI_API_KEY"
     """Environment variable that holds the key; never written anywhere."""
-    concurrency: int = Field(8, ge=1, json_schema_extra=NEUTRAL)
+    concurrency: int = Field(default=8, ge=1, json_schema_extra=NEUTRAL)
     """Requests in flight at once."""
-    timeout_s: float = Field(120, gt=0, json_schema_extra=NEUTRAL)
+    timeout_s: float = Field(default=120, gt=0, json_schema_extra=NEUTRAL)
     """Seconds until a request is given up and tried again."""
-    max_attempts: int = Field(6, ge=1, json_schema_extra=NEUTRAL)
+    max_attempts: int = Field(default=6, ge=1, json_schema_extra=NEUTRAL)
     """Tries of one request before the run stops with an error."""
 
 
@@ -116,7 +116,7 @@ class BestOfN(Section):
     """The best, by the oracle, of N answers of the initial policy."""
 
     kind: Literal["best_of_n"]
-    n: int = Field(8, ge=2)
+    n: int = Field(default=8, ge=2)
     """Answers sampled from the initial policy per prompt."""
 
 
@@ -126,9 +126,9 @@ class RemoteTeacher(Section):
     kind: Literal["remote"]
     engine: EngineSection
     """Where the teacher answers."""
-    temperature: float = Field(0.0, ge=0)
+    temperature: float = Field(default=0.0, ge=0)
     """Sampling temperature of the teacher."""
-    max_new_tokens: int = Field(1024, ge=1)
+    max_new_tokens: int = Field(default=1024, ge=1)
     """Longest teacher answer (tokens)."""
 
 
@@ -144,7 +144,7 @@ Teacher = Annotated[NoTeacher | ColumnTeacher | BestOfN | RemoteTeacher | Script
 class DefectsSection(Section):
     """What makes a sample an automatic negative before any oracle sees it."""
 
-    repeat_ngram: int = Field(4, ge=1)
+    repeat_ngram: int = Field(default=4, ge=1)
     """n of the repeated n-grams measured (words)."""
     max_repeat_share: Rate = 0.3
     """A sample whose share of repeated n-grams (1 - distinct/all) exceeds this is defective."""
@@ -159,23 +159,23 @@ class SamplingSection(Section):
 
     engine: Literal["native", "scripted"] = "native"
     """native: transformers model with continuous batching on this machine; scripted: deterministic text, no model."""
-    k: int = Field(5, ge=1)
+    k: int = Field(default=5, ge=1)
     """Answers per prompt (the paper's K)."""
-    temperature: float = Field(0.7, ge=0)
+    temperature: float = Field(default=0.7, ge=0)
     """Softmax temperature; 0 takes the most probable token."""
-    top_p: float = Field(0.95, gt=0, le=1)
+    top_p: float = Field(default=0.95, gt=0, le=1)
     """Nucleus mass; exact."""
-    top_k: int = Field(0, ge=0)
+    top_k: int = Field(default=0, ge=0)
     """Keep only the top_k most probable tokens; 0 keeps all."""
-    max_new_tokens: int = Field(512, ge=1)
+    max_new_tokens: int = Field(default=512, ge=1)
     """Longest answer (tokens)."""
     stop_tokens: tuple[str, ...] = ()
     """Further tokens that end an answer, besides the model's own end tokens; each must be one token."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of sampling; auto is bfloat16 where this machine is fast at it."""
-    slots: int = Field(40, ge=1)
+    slots: int = Field(default=40, ge=1)
     """Rows decoded together."""
-    unit_prompts: int = Field(16, ge=1)
+    unit_prompts: int = Field(default=16, ge=1)
     """Prompts in one work unit: what is redone whole after a crash."""
     defects: DefectsSection = DefectsSection()
 
@@ -185,9 +185,9 @@ class Guard(Section):
 
     finished: bool = True
     """The answer ended by itself."""
-    min_words: int = Field(6, ge=0)
+    min_words: int = Field(default=6, ge=0)
     """Shortest proper answer (words)."""
-    max_words: int = Field(60, ge=1)
+    max_words: int = Field(default=60, ge=1)
     """Longest proper answer (words)."""
     on_topic: bool = True
     """The answer names the prompt's topic, where the prompt has one."""
@@ -212,11 +212,11 @@ class RubricOracle(Section):
     kind: Literal["rubric"]
     engine: EngineSection
     """Where the judge answers."""
-    temperature: float = Field(0.0, ge=0)
+    temperature: float = Field(default=0.0, ge=0)
     """Sampling temperature of the judge."""
-    max_tokens: int = Field(2048, ge=16)
+    max_tokens: int = Field(default=2048, ge=16)
     """Longest reply of the judge (tokens)."""
-    repair_attempts: int = Field(1, ge=0, le=3)
+    repair_attempts: int = Field(default=1, ge=0, le=3)
     """Times an unusable reply is asked to be repaired before it is kept as unusable."""
 
 
@@ -241,19 +241,19 @@ class PairsSection(Section):
     positive only; best_worst: the best with the worst; all: every ordered pair with a margin above 0."""
     positive_score: float = 5
     """Least score of a positive, for oracles that score."""
-    margin: float = Field(2, gt=0)
+    margin: float = Field(default=2, gt=0)
     """Least score difference."""
-    student_margin: float = Field(1, gt=0)
+    student_margin: float = Field(default=1, gt=0)
     """Least score difference where the positive is the student's."""
     positive_rate: Rate = 0.6
     """Least win rate r of a positive, for oracles that only compare."""
-    rate_margin: float = Field(0.4, gt=0, le=1)
+    rate_margin: float = Field(default=0.4, gt=0, le=1)
     """Least difference in r, for oracles that only compare."""
-    student_rate_margin: float = Field(0.3, gt=0, le=1)
+    student_rate_margin: float = Field(default=0.3, gt=0, le=1)
     """Least difference in r where the positive is the student's, for oracles that only compare."""
-    max_per_prompt: int | None = Field(None, ge=1)
+    max_per_prompt: int | None = Field(default=None, ge=1)
     """Most pairs kept per prompt (widest margins first, ties by seed); null keeps all."""
-    min_length_ratio: float | None = Field(None, gt=0, lt=1)
+    min_length_ratio: float | None = Field(default=None, gt=0, lt=1)
     """Length control: refuse a pair whose chosen answer is longer by more than this ratio (rejected/chosen below it,
     in characters) and whose score margin is the smallest the rule admits; null is off."""
 
@@ -272,18 +272,18 @@ class ObjectiveSection(Section):
 
     name: ObjectiveName = "dno-prct"
     """dno (eq. 8, soft targets), dno-prct (eq. 13), dpo (initial policy as reference) or sft (positives only)."""
-    beta: float = Field(0.1, gt=0)
+    beta: float = Field(default=0.1, gt=0)
     """The paper's eta-tilde: scale of the log-ratio margin."""
-    alpha: float = Field(0.005, ge=0)
+    alpha: float = Field(default=0.005, ge=0)
     """Weight of the negative log-likelihood per token of the chosen answer."""
 
 
 class LoraSection(Section):
     """Low-rank adapters instead of full fine-tuning; merged into the weights after each iteration."""
 
-    rank: int = Field(16, ge=1)
+    rank: int = Field(default=16, ge=1)
     """Rank r of the adapters."""
-    alpha: float = Field(32, gt=0)
+    alpha: float = Field(default=32, gt=0)
     """Scale of the adapters (alpha / rank multiplies their output)."""
     target_modules: str | tuple[str, ...] = "all-linear"
     """Modules that get adapters."""
@@ -292,23 +292,23 @@ class LoraSection(Section):
 class TrainSection(Section):
     """How the policy is trained on an iteration's pairs."""
 
-    batch_size: int = Field(64, ge=1)
+    batch_size: int = Field(default=64, ge=1)
     """Pairs per optimizer step."""
-    epochs: int = Field(1, ge=1)
+    epochs: int = Field(default=1, ge=1)
     """Passes over the pairs."""
     learning_rate: float | tuple[float, ...] = 5e-5
     """Peak learning rate; a list gives one per iteration (its last value holds for later ones)."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Learning rate after warm-up: constant, or down to 0 at the last step."""
-    warmup_steps: int = Field(2, ge=0)
+    warmup_steps: int = Field(default=2, ge=0)
     """Steps of linear warm-up in each iteration."""
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled weight decay of AdamW."""
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's moment decay rates."""
-    max_grad_norm: float = Field(1.0, gt=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this norm."""
-    microbatch_tokens: int = Field(2048, ge=64)
+    microbatch_tokens: int = Field(default=2048, ge=64)
     """Tokens computed at once (memory); a pair longer than this is a micro-batch of its own."""
     precision: Literal["auto", "float32", "autocast", "bfloat16"] = "auto"
     """float32; autocast (bf16 arithmetic, fp32 weights); bfloat16 (bf16 weights with fp32 masters); auto is autocast
@@ -319,16 +319,16 @@ class TrainSection(Section):
     """Weights of saved policies; bfloat16 halves the disk and rounds small updates away."""
     lora: LoraSection | None = None
     """Adapters; null trains all weights."""
-    checkpoint_steps: int = Field(50, ge=1, json_schema_extra=NEUTRAL)
+    checkpoint_steps: int = Field(default=50, ge=1, json_schema_extra=NEUTRAL)
     """Optimizer steps between training checkpoints."""
 
 
 class ValidateSection(Section):
     """The held-out contest after each iteration."""
 
-    k: int = Field(1, ge=1)
+    k: int = Field(default=1, ge=1)
     """Answers per prompt and policy."""
-    confidence: float = Field(0.95, gt=0.5, lt=1)
+    confidence: float = Field(default=0.95, gt=0.5, lt=1)
     """Level of the intervals (clustered by prompt)."""
     select: Literal["win_rate_vs_initial", "mean_score", "satisfied_and_good"] = "win_rate_vs_initial"
     """What decides the best iteration; ties go to the earlier one."""
@@ -337,9 +337,7 @@ class ValidateSection(Section):
 class ScaleSection(Section):
     """Where the work runs; changes speed, not results beyond floating-point rounding."""
 
-    engine: Literal["local"] = Field("local", json_schema_extra=NEUTRAL)
-    """local: this machine."""
-    workers: int = Field(1, ge=1, json_schema_extra=NEUTRAL)
+    workers: int = Field(default=1, ge=1, json_schema_extra=NEUTRAL)
     """Sampling processes; more than 1 gives each cores/workers threads."""
 
 
@@ -348,11 +346,11 @@ class Recipe(Section):
 
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9._-]+$")
     """Name of the run: its folder under `folder`."""
-    folder: str = Field("runs", json_schema_extra=NEUTRAL)
+    folder: str = Field(default="runs", json_schema_extra=NEUTRAL)
     """Where run folders live."""
     seed: int = 0
     """Decides samples, splits, order of candidates and of training."""
-    iterations: int = Field(3, ge=1)
+    iterations: int = Field(default=3, ge=1)
     """Iterations T of Algorithm 2. May be raised later if prompts.per_iteration is given."""
     policy: PolicySection
     prompts: PromptsSection
@@ -363,7 +361,7 @@ class Recipe(Section):
     replay: ReplaySection = ReplaySection()
     objective: ObjectiveSection = ObjectiveSection()
     train: TrainSection = TrainSection()
-    validate_: ValidateSection = Field(ValidateSection(), alias="validate")
+    validate_: ValidateSection = Field(default=ValidateSection(), alias="validate")
     scale: ScaleSection = ScaleSection()
 
     @model_validator(mode="after")
@@ -376,7 +374,7 @@ class Recipe(Section):
     def learning_rate(self, iteration: int) -> float:
         """Peak learning rate of iteration t = 1, 2, ..."""
         rate = self.train.learning_rate
-        return rate if isinstance(rate, float) else rate[min(iteration, len(rate)) - 1]
+        return rate[min(iteration, len(rate)) - 1] if isinstance(rate, tuple) else rate
 
     def resolved(self) -> dict[str, Any]:
         """The complete recipe as JSON values, defaults filled in."""

@@ -162,6 +162,15 @@ class Run:
                 chosen, highest = summary, value
         return chosen
 
+    def state(self) -> str:
+        """What the run is at, in words: "finished", or the iteration and stage that comes next."""
+        pending = next((t for t in range(self.recipe.iterations + 1) if not self.finished(t)), None)
+        if pending is None:
+            return "finished"
+        done = [f.stem for f in self.iteration_folder(pending).glob("*.json")]
+        after = f" after {', '.join(sorted(done))}" if done else ""
+        return f"in iteration {pending} of {self.recipe.iterations}{after}"
+
     def rollback(self, iteration: int) -> list[Path]:
         """Go back to the state after ``iteration``: later iterations are moved aside, not deleted; returns their new places.
 

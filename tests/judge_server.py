@@ -1,7 +1,7 @@
 """A loopback server that speaks the OpenAI chat-completions protocol, with faults on demand.
 
-As a judge (a prompt of the rubric oracle) it scores each answer by its number of words; to any other messages it answers
-a deterministic sentence. A script names one behaviour per request, in order of arrival; after its end all is "ok".
+As a judge (a prompt of the rubric oracle) it scores each answer by its number of words; to any other messages it
+answers a deterministic sentence. A script names one behaviour per request, in order of arrival; after its end all is "ok".
 
 In a test: ``with JudgeServer(["429:2", "prose"]) as server: ... server.url, server.stats()``.
 As a process: ``python tests/judge_server.py --port 0 --port-file FILE [--script 429:2,prose] [--require-key KEY]``;
@@ -10,8 +10,9 @@ GET /stats counts, POST /script {"script": [...]} appends.
 | behaviour | reply |
 | --- | --- |
 | ok, fence, prose | proper grades: bare, in a code fence, with text around |
-| missing, extra, range, half, text, twice, other | grades: one missing, one too many, 9, 3.5, "4", given twice, other keys |
+| missing, extra, range, half, text, twice, other | one missing, one too many, 9, 3.5, "4", given twice, other keys |
 | truncated, garbage, refusal | content cut (finish "length"), no JSON, a refusal |
+| leak | an ordinary reply that repeats the key it got |
 | body | status 200 with half a body in JSON |
 | 400:MESSAGE, 401, 404, 408, 429[:RETRY-AFTER], 500, 503 | that status; 401 repeats the key it got |
 | reset | the connection is reset after the work was done |
@@ -143,7 +144,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.close_connection = True
             return self.connection.close()
-        reply = json.dumps(_completion(behaviour, body))
+        reply = json.dumps(_completion(behaviour, body) | ({"debug": key} if behaviour == "leak" else {}))
         return self._send(200, reply[: len(reply) // 2] if behaviour == "body" else reply)
 
     def _send(self, status: int, body: object, headers: dict[str, str] | None = None) -> None:

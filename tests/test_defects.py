@@ -1,7 +1,7 @@
 """Defects of samples: each found where it is, and nowhere else."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nashtune.errors import SamplingError
@@ -18,8 +18,8 @@ GERMAN = "Die Donau entspringt im Schwarzwald und fließt durch zehn Länder, be
 DEFAULT = DefectsSection.model_validate({})
 
 
-def defects(text: str, finish: Finish = "stop", **settings: object) -> tuple[str, ...]:
-    return find_defects(text, finish, DefectsSection.model_validate(settings))
+def defects(text: str, finish: Finish = "stop", **changes: object) -> tuple[str, ...]:
+    return find_defects(text, finish, DefectsSection.model_validate(changes))
 
 
 @pytest.mark.parametrize("text", [ENGLISH, CHINESE, GERMAN, "Yes.", "42", "👍", "a b c d"])
@@ -72,11 +72,13 @@ def test_the_limits_of_repetition_are_the_recipes() -> None:
     assert defects(text, repeat_ngram=5) == ()
 
 
+@settings(deadline=None)
 @given(st.text(), st.integers(1, 6))
 def test_repeat_share_is_a_share(text: str, n: int) -> None:
     assert 0 <= repeat_share(text, n) < 1
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(["ab", "cd", "ef"]), max_size=30), st.integers(1, 4))
 def test_distinct_ngrams_mean_no_repetition(words: list[str], n: int) -> None:
     grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]

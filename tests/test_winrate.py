@@ -5,7 +5,7 @@ from statistics import NormalDist
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from nashtune.evaluate.winrate import contest, contests, mean_measure, mean_score, student_t_quantile, win_rate
@@ -34,7 +34,7 @@ def test_the_interval_covers_the_truth_as_often_as_it_says(p: float) -> None:
 
 
 def test_ignoring_the_clusters_would_not_cover() -> None:
-    """The control for the test above: 256 answers taken as independent give a Wilson interval that is far too narrow."""
+    """The control for the test above: 256 answers taken as independent are covered far too rarely."""
     rng = np.random.default_rng(0)
     means = (rng.binomial(4, rng.beta(0.25, 0.25, size=(2000, 64))) / 4).mean(axis=1)
     z2 = NormalDist().inv_cdf(0.975) ** 2
@@ -63,14 +63,18 @@ def test_agreement_of_all_prompts_is_wilsons_interval_not_a_point() -> None:
     assert win_rate([1.0], 0.95).low == pytest.approx(1 / (1 + 1.959964**2))
 
 
+@settings(deadline=None)
+@example([0.0, 5e-324], 0.95)
+@example([0.3, 0.1 + 0.2], 0.95)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=40), st.floats(0.5, 0.999))
 def test_the_interval_is_within_0_and_1_holds_the_value_and_is_no_point(values: list[float], confidence: float) -> None:
     interval = win_rate(values, confidence)
     assert 0 <= interval.low <= interval.value <= interval.high <= 1
-    assert interval.low < interval.high or max(values) - min(values) < 1e-6
+    assert interval.low < interval.high
     assert interval.n == len(values)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 4).map(lambda k: k / 4), min_size=1, max_size=30))
 def test_swapping_the_two_sides_mirrors_the_interval(values: list[float]) -> None:
     one, other = win_rate(values, 0.9), win_rate([1 - value for value in values], 0.9)

@@ -14,6 +14,9 @@ from statistics import NormalDist, fmean, variance
 
 from nashtune.records import Interval, Judgment
 
+# Prompts whose values vary less than this agree: what is left is floating-point noise.
+ROUNDING = 1e-12
+
 Labelled = tuple[Judgment, Sequence[str]]
 """A judgment and the label of each of its K candidates, as policy, initial, previous, teacher."""
 
@@ -36,10 +39,11 @@ def win_rate(per_prompt: Sequence[float], confidence: float) -> Interval:
     if not 0 < confidence < 1:
         raise ValueError(f"confidence is {confidence}; accepted: a number between 0 and 1")
     p = fmean(per_prompt)
-    if min(per_prompt) == max(per_prompt):
-        n_eff, quantile = float(n), NormalDist().inv_cdf((1 + confidence) / 2)
+    spread = variance(per_prompt, p) if n > 1 else 0.0
+    if spread > ROUNDING:
+        n_eff, quantile = p * (1 - p) * n / spread, student_t_quantile(confidence, n - 1)
     else:
-        n_eff, quantile = p * (1 - p) * n / variance(per_prompt, p), student_t_quantile(confidence, n - 1)
+        n_eff, quantile = float(n), NormalDist().inv_cdf((1 + confidence) / 2)
     penalty = quantile**2 / n_eff
     centre = (p + penalty / 2) / (1 + penalty)
     half = quantile / (1 + penalty) * math.sqrt((p * (1 - p) + penalty / 4) / n_eff)

@@ -140,7 +140,8 @@ class Dispatcher:
     Timeouts, lost connections, 408, 409, 429 and 5xx are tried again, up to ``engine.max_attempts`` tries, after an
     exponential back-off with full jitter (uniform over [0, min(60, 0.5 * 2**i)] seconds) on top of what Retry-After
     asks. A call that waits keeps its place among the ``engine.concurrency`` in flight: a server that limits its rate is
-    not pressed harder. May be used from several event loops. ``clock`` (Unix seconds), ``sleep`` and ``rng`` are for tests.
+    not pressed harder. May be used from several event loops. ``clock`` (Unix seconds), ``sleep`` and ``rng`` are for
+    tests.
     """
 
     def __init__(

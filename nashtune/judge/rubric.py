@@ -1,8 +1,8 @@
-"""The paper's judge (method section 3): one call shows all candidates side by side, additive 6-point rubric, JSON answer.
+"""The paper's judge: one call shows all candidates side by side, 6-point rubric, JSON answer.
 
-What a candidate wrote is data. The template is filled in one pass, so braces in an answer stay braces; every quoted text
-stands between lines that carry a mark nobody could have known when the text was written; and a reply is believed only
-where it is one JSON object with one whole score from 0 to 6 for every candidate.
+What a candidate wrote is data. The template is filled in one pass, so braces in an answer stay braces; every quoted
+text stands between lines that carry a mark nobody could have known when the text was written; and a reply is believed
+only where it is one JSON object with one whole score from 0 to 6 for every candidate.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ which statements of the rubric hold, which is the first that does not) and then 
 {example}
 """
 REPAIR = """\
-That reply cannot be used: {problem}. Give your grades again, as one JSON object and nothing else, with the keys {keys}. \
+That reply cannot be used: {problem}. Give your grades again, as one JSON object and nothing else, with the keys {keys}.
 Each score is a whole number from 0 to 6. Keep each justification to one short sentence.
 """
 ANSWER_KEY = re.compile(r"id(\d+)_(score|justification)")
-JSON_START = re.compile(r'\{\s*["}]')
+JSON_START = re.compile(r'\{\s*"')
 FORMAT_REFUSED = re.compile(r"response_format|json_schema|json_object|structured|grammar|guided", re.IGNORECASE)
 CONTENT_REFUSED = re.compile(
     r"context.?length|context.?window|too long|too many tokens|content.?(filter|policy)", re.IGNORECASE
@@ -61,9 +61,9 @@ CONTENT_REFUSED = re.compile(
 class RubricOracle:
     """Scores of 0 to 6 from a served model. Calls go through ``dispatcher`` and so are bought once.
 
-    A reply that cannot be used is shown to the judge with the problem named, ``repair_attempts`` times; after that the
-    judgment is "unusable" with its reason, raw reply and usage. So is a prompt that the server refuses for its content or
-    length. Raises OracleError where the server cannot be used at all.
+    A reply that cannot be used is shown to the judge with the problem named, ``repair_attempts`` times; after that
+    the judgment is "unusable" with its reason, raw reply and usage. So is a prompt that the server refuses for its
+    content or length. Raises OracleError where the server cannot be used at all.
     """
 
     name = "rubric"
@@ -177,7 +177,7 @@ def response_formats(count: int) -> tuple[Mapping[str, Any] | None, ...]:
     return strict, {"type": "json_object"}, None
 
 
-class UnusableReply(Exception):  # noqa: N818 - not an error of ours: one reply's outcome
+class UnusableReply(Exception):
     """A reply without one score for every candidate; says why."""
 
 

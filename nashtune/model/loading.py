@@ -152,13 +152,13 @@ def load_model(
             f"policy.model: {policy.name!r}: {type(model).__name__} does not use transformers' attention interface, "
             "which the native engine and the trainer need"
         )
-    return model.to(device or default_device())
+    return model.to(device or default_device())  # type: ignore[arg-type]
 
 
-def render(tokenizer: PreTrainedTokenizerBase, messages: tuple[Message, ...]) -> list[int]:
+def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
     """Token ids of the chat prompt, ready for the assistant's answer."""
     chat = [{"role": m.role, "content": m.content} for m in messages]
-    text = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    text = str(tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False))
     return tokenizer(text, add_special_tokens=False)["input_ids"]  # type: ignore[return-value]
 
 
@@ -169,7 +169,7 @@ def end_token_ids(policy: Policy, tokenizer: PreTrainedTokenizerBase) -> tuple[i
         file = policy.folder / name
         more = json.loads(file.read_text()).get("eos_token_id") if file.is_file() else None
         ids += more if isinstance(more, list) else [more]
-    return tuple(dict.fromkeys(i for i in ids if i is not None))
+    return tuple(dict.fromkeys(i for i in ids if isinstance(i, int)))
 
 
 def stop_token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> tuple[int, ...]:

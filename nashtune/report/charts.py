@@ -19,7 +19,7 @@ from nashtune.records import Interval
 PALETTE_SIZE = 7
 MARKERS = ("circle", "square", "diamond")
 CURVE_POINTS = 240
-"""Most points drawn per iteration; longer curves are averaged in equal blocks."""
+"""About as many points as a training curve shows, all iterations together; more are averaged in equal blocks."""
 
 
 def tag(name: str, *children: str, **attributes: str | float | None) -> Markup:
@@ -234,7 +234,7 @@ def margin_histogram(
     return svg(label, frame.width, frame.height, *marks)
 
 
-def block_means(points: Sequence[tuple[float, float]], most: int = CURVE_POINTS) -> list[tuple[float, float]]:
+def block_means(points: Sequence[tuple[float, float]], most: int) -> list[tuple[float, float]]:
     """The (x, y) points, averaged in blocks of equal size where there are more than ``most``."""
     size = math.ceil(len(points) / most) if points else 1
     blocks = [points[i : i + size] for i in range(0, len(points), size)]
@@ -265,7 +265,7 @@ def training_curve(
             marks.append(
                 tag("line", x1=frame.x(start), x2=frame.x(start), y1=6, y2=frame.height - frame.bottom, class_="border")
             )
-        drawn = block_means([(x, y) for x, y in points if math.isfinite(y)])
+        drawn = block_means([(x, y) for x, y in points if math.isfinite(y)], max(12, CURVE_POINTS // len(curves)))
         path = "L".join(f"{_number(frame.x(start + x))} {_number(frame.y(y))}" for x, y in drawn)
         if len(drawn) == 1:
             marks.append(tag("circle", cx=frame.x(start + drawn[0][0]), cy=frame.y(drawn[0][1]), r=3, class_="s0"))

@@ -249,7 +249,7 @@ def _plain_facts(report: Mapping[str, Any]) -> dict[str, str]:
 
 
 def as_yaml(value: Mapping[str, Any]) -> str:
-    return yaml.safe_dump(json.loads(json.dumps(value, default=str)), sort_keys=False, allow_unicode=True, width=100)
+    return yaml.safe_dump(json.loads(json.dumps(value, default=str)), sort_keys=False, allow_unicode=True, width=10_000)
 
 
 def render_report(data: ReportInput) -> str:

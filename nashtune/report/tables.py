@@ -193,4 +193,5 @@ def _spread(mean: float | None, deviation: float | None) -> Cell:
 
 def dynamics_rows(summaries: Sequence[IterationSummary]) -> list[Row]:
     """Table 2 as printed: one row per iteration that sampled."""
-    return [Row(str(s.iteration), tuple(cell(s) for _, cell in DYNAMICS)) for s in summaries if s.dynamics]
+    rows = (Row(str(s.iteration), tuple(cell(s) for _, cell in DYNAMICS)) for s in summaries)
+    return [row for row in rows if row.known]

@@ -78,7 +78,7 @@ def _repeated(ngrams: Sequence[Sequence[str]]) -> float:
 
 def _in_another_language(text: str, language: str) -> bool:
     """Whether the most probable language of ``text`` is not ``language``; False for texts too short to tell."""
-    from langdetect import DetectorFactory, LangDetectException, detect  # its 55 profiles cost a second to load
+    from langdetect import DetectorFactory, LangDetectException, detect  # loads 55 language profiles at first use
 
     if language not in (known := _detectable()):
         raise SamplingError(

@@ -112,7 +112,7 @@ def inverse_cdf(weights: Tensor, u: Tensor) -> Tensor:
 def uniform(seeds: Tensor, steps: Tensor, attempt: int) -> Tensor:
     """The number in [0, 1) of each stream (its seed [N]) at its step [N] and this attempt: a hash, so without state."""
     stream = _scramble(seeds + (steps + 1) * _signed(0x9E3779B97F4A7C15))
-    bits = _scramble(stream + (attempt + 1) * _signed(0xD1B54A32D192ED03))
+    bits = _scramble(stream + _signed((attempt + 1) * 0xD1B54A32D192ED03 % (1 << 64)))
     return _shift_right(bits, 64 - UNIFORM_BITS).double() * 2.0**-UNIFORM_BITS
 
 

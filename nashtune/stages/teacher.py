@@ -112,7 +112,8 @@ class _Answerer:
 
     def _texts(self, prompts: list[Prompt]) -> list[tuple[str, Finish]]:
         if self.teacher.kind == "column":
-            return [(prompt.teacher or "", "stop") for prompt in prompts]
+            finish: Finish = "stop"
+            return [(prompt.teacher or "", finish) for prompt in prompts]
         requests = [Request(p.id, p.messages, (), (seed_for(self.run.recipe.seed, "teacher", p.id),)) for p in prompts]
         if isinstance(self.teacher, RemoteTeacher):
             from nashtune.sample.remote import RemoteEngine
@@ -124,7 +125,9 @@ class _Answerer:
 
             engine = ScriptedEngine()
             params = SamplingParams(max_new_tokens=self.run.recipe.sampling.max_new_tokens)
-        done = {c.prompt_id: (c.text, c.finish) for c in engine.generate(requests, params)}
+        done: dict[str, tuple[str, Finish]] = {
+            c.prompt_id: (c.text, c.finish) for c in engine.generate(requests, params)
+        }
         return [done[prompt.id] for prompt in prompts]
 
     def _response(self, prompt: Prompt, text: str, finish: Finish) -> Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -89,7 +90,6 @@ def train(run: Run, iteration: int, pairs: Iterable[Pair]) -> Policy:
         recipe.seed,
     )
     if not stage.done(*inputs):
-        from nashtune.model.loading import fingerprint
         from nashtune.train.trainer import TrainJob, train_policy
 
         engine_of(run).release()
@@ -100,27 +100,28 @@ def train(run: Run, iteration: int, pairs: Iterable[Pair]) -> Policy:
             objective=recipe.objective,
             train=recipe.train,
             learning_rate=recipe.learning_rate(iteration),
-            seed=seed_for(recipe.seed, "train", iteration),
+            seed=recipe.seed,
             iteration=iteration,
-            folder=stage.folder / content_hash(*inputs, length=10),
+            folder=stage.folder,
             output=run.iteration_folder(iteration) / "policy",
         )
         with stage.clock() as tick, _step_progress(job, tick) as on_step:
             result = train_policy(job, on_step)
-        stage.finish(inputs, {"replayed": len(used) - len(new), **result.facts()}, fingerprint(job.output))
+        facts = {"replayed": len(used) - len(new), "steps": result.steps, "tokens": result.tokens}
+        facts |= {"reference_seconds": result.reference_seconds, "peak_memory_gb": result.peak_memory_gb}
+        stage.finish(inputs, {**facts, **result.metrics}, result.policy.fingerprint)
     return policy_of(run, iteration)
 
 
 @contextmanager
 def _step_progress(job: TrainJob, tick: Callable[[], None]) -> Iterator[Callable[[StepMetrics], None]]:
-    from nashtune.train.packing import plan_steps
-
-    plan = plan_steps(job.pairs, job.train.batch_size, job.train.microbatch_tokens, job.train.epochs, job.seed)
-    with progress(f"iteration {job.iteration}: train", plan.steps, "steps") as advance:
+    steps = math.ceil(len(job.pairs) / job.train.batch_size) * job.train.epochs
+    with progress(f"iteration {job.iteration}: train", steps, "steps") as advance:
 
         def on_step(metrics: StepMetrics) -> None:
             tick()
-            advance(1, f"loss {metrics.loss:.3f}, accuracy {metrics.accuracy:.2f}")
+            accuracy = "" if metrics.accuracy is None else f", accuracy {metrics.accuracy:.2f}"
+            advance(1, f"loss {metrics.loss:.3f}{accuracy}")
 
         yield on_step
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
+from datetime import date
 from statistics import quantiles
 from typing import Any
 
 from nashtune.evaluate.winrate import Labelled, contest, mean_measure, mean_score
 from nashtune.records import Interval, IterationSummary
-from nashtune.report.card import model_card
+from nashtune.report.card import CardInput, model_card
 from nashtune.run import Run
 from nashtune.stages.candidates import Candidates, Group
 from nashtune.stages.judging import judge
@@ -129,7 +130,7 @@ def export_best(run: Run) -> None:
                 (partial / file.name).hardlink_to(file.resolve())
             except OSError:  # another file system
                 shutil.copy2(file, partial / file.name)
-    card = model_card(run.recipe.resolved(), run.summaries(), best.iteration)
-    (partial / "README.md").write_text(card, encoding="utf-8")
+    card = CardInput(run.recipe.name, date.today().isoformat(), run.recipe.resolved(), run.summaries(), best.iteration)
+    (partial / "README.md").write_text(model_card(card), encoding="utf-8")
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)

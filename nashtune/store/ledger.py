@@ -137,10 +137,11 @@ class Ledger:
                 raise StoreError(f"{self.path}: attempt {attempt} of call {key} is not {' or '.join(states)}")
 
     def get(self, key: str) -> StoredReply | None:
-        """The first reply bought for ``key``, None where there is none yet."""
+        """The first reply received for ``key``, None where there is none yet."""
         with self._lock, self._errors_named():
             row = self._db.execute(
-                "SELECT attempt, reply FROM attempts WHERE key = ? AND state = 'done' ORDER BY attempt LIMIT 1", (key,)
+                "SELECT attempt, reply FROM attempts WHERE key = ? AND state = 'done' ORDER BY ended_at, attempt LIMIT 1",
+                (key,),
             ).fetchone()
         return None if row is None else StoredReply(*row)
 

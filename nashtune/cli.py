@@ -1,0 +1,174 @@
+"""The command line: parse, call, print. Heavy imports stay inside commands, so that --help and status start at once."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from nashtune.errors import NashtuneError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help=__doc__ and ("Improve a chat model by preference feedback: Direct Nash Optimization (arXiv 2404.03715)."),
+)
+
+RunFolder = Annotated[Path, typer.Argument(help="A run folder, as runs/quickstart.")]
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Errors that are the user's to act on are one message and exit code 1; Ctrl-C says how to go on."""
+    try:
+        yield
+    except NashtuneError as error:
+        typer.secho(f"nashtune: {error}", fg="red", err=True)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        typer.secho("nashtune: stopped; the same command goes on from here", fg="yellow", err=True)
+        raise typer.Exit(130) from None
+
+
+@app.command()
+def run(
+    recipe: Annotated[Path, typer.Argument(help="A recipe file, or a run folder to go on with.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to replace, as train.batch_size=32.")
+    ] = None,
+) -> None:
+    """Run a recipe, or go on with it where it stopped."""
+    with told():
+        from nashtune.recipe import load_recipe
+        from nashtune.run import recipe_file
+
+        settings = load_recipe(recipe_file(recipe), overrides or [])
+        folder = recipe if (recipe / "recipe.yaml").is_file() else None
+        from nashtune.loop import improve
+        from nashtune.show import print_summary
+
+        best = improve(settings, folder, on_iteration=lambda r, s: print_summary(r, s))
+        from nashtune.report.assemble import write_report
+        from nashtune.run import Run
+        from nashtune.show import print_table
+
+        done = Run.read(folder or Path(settings.folder) / settings.name)
+        print_table(done)
+        print(f"report  {write_report(done)}")
+        if best is not None:
+            print(f"best    iteration {best.iteration}: {done.folder / 'best'}")
+
+
+@app.command()
+def init(
+    file: Annotated[Path, typer.Argument(help="Where to write the recipe.")] = Path("recipe.yaml"),
+    model: Annotated[str, typer.Option(help="Hub name, folder or .gguf file of the policy.")] = "Qwen/Qwen3-0.6B",
+    prompts: Annotated[str, typer.Option(help="File, folder or Hugging Face data set.")] = "prompts.jsonl",
+    judge: Annotated[str, typer.Option(help="Model name of the judge; with --judge-url its server.")] = "gpt-4o",
+    judge_url: Annotated[
+        str, typer.Option(help="OpenAI-compatible address of the judge.")
+    ] = "https://api.openai.com/v1",
+    force: Annotated[bool, typer.Option(help="Overwrite an existing file.")] = False,
+) -> None:
+    """Write a commented recipe for your own model, prompts and judge."""
+    with told():
+        from nashtune.starter import write_starter
+
+        write_starter(file, model=model, prompts=prompts, judge=judge, judge_url=judge_url, force=force)
+        print(f"wrote {file}\nnext: edit it, then  nashtune run {file}")
+
+
+@app.command()
+def status(
+    folder: RunFolder,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """What a run has done so far, and what comes next."""
+    with told():
+        from nashtune.run import Run
+        from nashtune.show import print_status, status_json
+
+        found = Run.read(folder)
+        if as_json:
+            print(json.dumps(status_json(found), allow_nan=False))
+        else:
+            print_status(found)
+
+
+@app.command()
+def report(folder: RunFolder) -> None:
+    """Write the HTML report of a run, finished or not."""
+    with told():
+        from nashtune.report.assemble import write_report
+        from nashtune.run import Run
+
+        print(write_report(Run.read(folder)))
+
+
+@app.command()
+def chat(
+    folder: RunFolder,
+    iteration: Annotated[int | None, typer.Option(help="Policy to talk to; the best one if not given.")] = None,
+    system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
+    temperature: Annotated[float, typer.Option(help="0 answers the same every time.")] = 0.7,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer (tokens).")] = 512,
+) -> None:
+    """Talk to a policy of a run. An empty line or Ctrl-D ends it."""
+    with told():
+        from nashtune.chat import talk
+        from nashtune.run import Run
+
+        talk(Run.read(folder), iteration, system, temperature, max_new_tokens, sys.stdin)
+
+
+@app.command()
+def rollback(folder: RunFolder, iteration: Annotated[int, typer.Argument(help="The last iteration to keep.")]) -> None:
+    """Go back to the state after an iteration; what came later is moved aside, not deleted."""
+    with told():
+        from nashtune.run import Run
+        from nashtune.store.files import exclusive
+
+        with exclusive(folder / "lock"):
+            moved = Run.read(folder).rollback(iteration)
+        print("\n".join(f"moved {place}" for place in moved) or "nothing came later")
+
+
+@app.command()
+def fork(
+    folder: RunFolder,
+    target: Annotated[Path, typer.Argument(help="Folder of the new run.")],
+    iteration: Annotated[int, typer.Option(help="The last iteration to take over.")] = 0,
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
+) -> None:
+    """Start a second run from an iteration of this one, with other settings; samples and judgments kept cost nothing."""
+    with told():
+        from nashtune.run import Run
+
+        Run.read(folder).fork(target, iteration, tuple(overrides or ())).close()
+        print(f"forked after iteration {iteration}; next:  nashtune run {target}")
+
+
+@app.command()
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False) -> None:
+    """What this machine offers: devices, memory, engines, caches."""
+    with told():
+        from nashtune.doctor import examine
+        from nashtune.show import print_facts
+
+        facts = examine()
+        if as_json:
+            print(json.dumps(facts))
+        else:
+            print_facts(facts)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,64 @@
+"""What this machine offers a run."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from nashtune.environment import describe_environment, package_version
+
+ENGINES = {"native": "torch", "remote": "openai"}
+EXTRAS = {"hub data sets": "datasets", "GGUF files": "gguf", "LoRA": "peft"}
+
+
+def examine() -> dict[str, Any]:
+    """Devices, memory, engines, optional parts and caches, as names and values."""
+    import torch
+
+    from nashtune.model.loading import bf16_is_fast, cache_folder, default_device
+
+    memory = psutil.virtual_memory()
+    found = describe_environment()
+    return {
+        "machine": {
+            "processor": found["cpu"]["model"],
+            "cores": os.cpu_count(),
+            "memory": f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GB free",
+            "disk here": f"{shutil.disk_usage(Path.cwd()).free / 2**30:.0f} GB free",
+        },
+        "torch": {
+            "version": torch.__version__,
+            "device": str(default_device()),
+            "GPUs": ", ".join(found["gpus"]) or "none",
+            "threads": torch.get_num_threads(),
+            "bfloat16": "fast: sampling and training use it" if bf16_is_fast() else "slow: float32 is used",
+        },
+        "engines": {name: _installed(module) for name, module in ENGINES.items()},
+        "optional": {name: _installed(module) for name, module in EXTRAS.items()},
+        "caches": {"converted models": _cache(cache_folder()), "hub": _cache(_hub_cache())},
+        "keys": {name: "set" if os.environ.get(name) else "not set" for name in ("OPENAI_API_KEY", "HF_TOKEN")},
+    }
+
+
+def _installed(module: str) -> str:
+    if importlib.util.find_spec(module) is None:
+        return "not installed"
+    return package_version(module) or "installed"
+
+
+def _cache(folder: Path) -> str:
+    if not folder.is_dir():
+        return f"{folder} (empty)"
+    size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file() and not f.is_symlink())
+    return f"{folder} ({size / 2**30:.1f} GB)"
+
+
+def _hub_cache() -> Path:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Path(HF_HUB_CACHE)

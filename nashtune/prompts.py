@@ -1,0 +1,315 @@
+"""From a prompt source to disjoint parts: read, check, deduplicate, hold out validation, split among iterations.
+
+The result depends on the set of rows and the seed, never on the order of the rows: prompts are put in the order of a hash
+of (seed, prompt id) before anything is chosen among them.
+"""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+from nashtune.errors import PromptError
+from nashtune.judge.instructions import validate_constraint
+from nashtune.prompt_dedupe import near_duplicates
+from nashtune.prompt_sets import PROMPT_SETS
+from nashtune.prompt_sources import BUILT_IN, Row, read_rows
+from nashtune.recipe import PromptsSection
+from nashtune.records import Constraint, Message, Prompt, Role
+from nashtune.seeds import canonical_json, content_hash
+
+PROMPT_COLUMNS = ("messages", "prompt", "instruction", "question", "text")
+BAD_ROWS_SHOWN = 100
+
+TokenCounter = Callable[[Sequence[Message]], int]
+
+
+@dataclass(frozen=True, slots=True)
+class PromptReport:
+    """What became of the rows. ``bad_rows`` holds the first 100 as "file:line: reason"; all other figures are counts.
+
+    ``overlap``: training prompts left out because validation has them. ``unused``: good prompts that neither a part nor
+    validation needed. ``parts``: prompts per iteration.
+    """
+
+    read: int
+    bad: int
+    bad_rows: tuple[str, ...]
+    exact_duplicates: int
+    near_duplicates: int
+    overlap: int
+    too_long: int
+    unused: int
+    validation: int
+    parts: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSplit:
+    """Disjoint prompts: one part per iteration, and the held-out ones."""
+
+    parts: tuple[tuple[Prompt, ...], ...]
+    validation: tuple[Prompt, ...]
+    report: PromptReport
+
+
+@dataclass(slots=True)
+class _Tally:
+    counts: Counter[str] = field(default_factory=Counter)
+    bad_rows: list[str] = field(default_factory=list)
+
+    def bad(self, line: str) -> None:
+        self.counts["bad"] += 1
+        if len(self.bad_rows) < BAD_ROWS_SHOWN:
+            self.bad_rows.append(line)
+
+    def __str__(self) -> str:
+        c = self.counts
+        first = f"; first bad row: {self.bad_rows[0]}" if self.bad_rows else ""
+        return (
+            f"rows read {c['read']}, bad {c['bad']}, exact duplicates {c['exact']}, near duplicates {c['near']}, "
+            f"too long {c['too_long']}, also in validation {c['overlap']}{first}"
+        )
+
+
+def load_prompts(
+    section: PromptsSection, iterations: int, seed: int, count_tokens: TokenCounter | None = None
+) -> PromptSplit:
+    """Load, deduplicate and split the prompts of a recipe.
+
+    ``count_tokens`` gives a prompt's length in tokens after the chat template; None does not look at length. Prompts with
+    the same messages are one prompt, whatever ``dedupe`` says. Raises PromptError for a source that cannot be read, for
+    a bad row (strict), and where there are fewer prompts than asked for.
+    """
+    if section.dedupe.near == 0:
+        raise PromptError("prompts.dedupe.near is 0, so all prompts would be alike; accepted: above 0 to 1, or null")
+    tally = _Tally()
+    pool, held_out = _read(section, section.source, seed, tally)
+    if section.validation.source is not None:
+        others, reserved = _read(section, section.validation.source, seed, tally)
+        held_out = reserved or others
+    pool = _usable(pool, section, seed, count_tokens, tally)
+    count = section.validation.count
+    if held_out or section.validation.source is not None:
+        held_out = _distinct(_usable(held_out, section, seed, count_tokens, tally), section, tally)
+        validation = held_out[:count]
+        train = _distinct(_without(pool, validation, tally), section, tally, against=validation)
+        spare = len(held_out) - len(validation)
+    else:
+        pool = _distinct(pool, section, tally)
+        validation, spare = pool[:count], 0
+        train = _without(pool[count:], validation, tally)
+    if len(validation) < count:
+        raise PromptError(f"prompts.validation.count is {count} but {len(validation)} prompts are there ({tally})")
+    parts = _divide(train, iterations, section.per_iteration, tally)
+    sizes = tuple(len(part) for part in parts)
+    c = tally.counts
+    report = PromptReport(
+        read=c["read"],
+        bad=c["bad"],
+        bad_rows=tuple(tally.bad_rows),
+        exact_duplicates=c["exact"],
+        near_duplicates=c["near"],
+        overlap=c["overlap"],
+        too_long=c["too_long"],
+        unused=len(train) - sum(sizes) + spare,
+        validation=len(validation),
+        parts=sizes,
+    )
+    return PromptSplit(parts, tuple(validation), report)
+
+
+# ------------------------------------------------------------------------------------------------------ rows to prompts
+
+
+def _read(section: PromptsSection, source: str, seed: int, tally: _Tally) -> tuple[list[Prompt], list[Prompt]]:
+    """(prompts, prompts that the source itself reserves for validation)."""
+    if source.startswith(BUILT_IN):
+        return _read_built_in(section, source.removeprefix(BUILT_IN), seed, tally)
+    columns = (section.prompt_column,) if section.prompt_column else PROMPT_COLUMNS
+    wanted = [*columns, *([section.teacher_column] if section.teacher_column else []), "constraints", "topic"]
+    prompts = []
+    for row in read_rows(source, section.split, wanted):
+        tally.counts["read"] += 1
+        try:
+            prompts.append(_prompt(row, section, columns))
+        except PromptError as error:
+            if section.on_bad_row == "strict":
+                raise PromptError(f"{row.where}: {error}") from None
+            tally.bad(f"{row.where}: {error}")
+    return prompts, []
+
+
+def _read_built_in(section: PromptsSection, name: str, seed: int, tally: _Tally) -> tuple[list[Prompt], list[Prompt]]:
+    make = PROMPT_SETS.get(name)
+    if make is None:
+        accepted = ", ".join(BUILT_IN + known for known in PROMPT_SETS)
+        raise PromptError(f"prompt source {BUILT_IN + name!r}: no such built-in set; accepted: {accepted}")
+    for setting, value in (("prompt_column", section.prompt_column), ("teacher_column", section.teacher_column)):
+        if value is not None:
+            raise PromptError(f"prompts.{setting} is {value!r} but the built-in set {name!r} has no columns; remove it")
+    pools: tuple[list[Prompt], list[Prompt]] = ([], [])
+    for item in make(seed):
+        tally.counts["read"] += 1
+        prompt = item.prompt
+        pools[item.held_out].append(
+            Prompt.make(
+                _with_system(prompt.messages, section.system),
+                constraints=prompt.constraints,
+                topic=prompt.topic,
+                source=prompt.source,
+            )
+        )
+    return pools
+
+
+def _prompt(row: Row, section: PromptsSection, columns: Sequence[str]) -> Prompt:
+    """The row's prompt; PromptError with the reason if it is bad."""
+    if row.problem:
+        raise PromptError(row.problem)
+    column = next((c for c in columns if row.fields.get(c) is not None), None)
+    if column is None:
+        present = ", ".join(map(repr, row.fields)) or "none"
+        raise PromptError(f"no prompt in its columns ({present}); accepted: {', '.join(columns)}")
+    teacher = None
+    if section.teacher_column:
+        teacher = _text(row.fields.get(section.teacher_column), f"teacher column {section.teacher_column!r}")
+    topic = row.fields.get("topic")
+    return Prompt.make(
+        _with_system(_messages(row.fields[column], column), section.system),
+        teacher=teacher,
+        constraints=_constraints(row.fields.get("constraints")),
+        topic=_text(topic, "column 'topic'") if topic not in (None, "") else None,
+        source=row.where,
+    )
+
+
+def _messages(value: Any, column: str) -> tuple[Message, ...]:
+    if not isinstance(value, list):
+        return (Message("user", _text(value, f"column {column!r}", "a string or a list of chat messages")),)
+    messages = []
+    for number, item in enumerate(value, 1):
+        where = f"message {number} in column {column!r}"
+        if not isinstance(item, dict) or not {"role", "content"} <= set(item):
+            raise PromptError(f"{where}: {_shown(item)}; accepted: an object with role and content")
+        if item["role"] not in get_args(Role):
+            raise PromptError(f"{where}: role {item['role']!r}; accepted: {', '.join(get_args(Role))}")
+        messages.append(Message(item["role"], _text(item["content"], where)))
+    if not messages or messages[-1].role != "user":
+        last = f"the last message is the {messages[-1].role}'s" if messages else "no messages"
+        raise PromptError(f"column {column!r}: {last}; accepted: messages that end with the user's")
+    return tuple(messages)
+
+
+def _with_system(messages: tuple[Message, ...], system: str | None) -> tuple[Message, ...]:
+    if system is None or messages[0].role == "system":
+        return messages
+    return (Message("system", _text(system, "prompts.system")), *messages)
+
+
+def _text(value: Any, where: str, accepted: str = "a string") -> str:
+    if not isinstance(value, str):
+        raise PromptError(f"{where}: {_shown(value)}; accepted: {accepted}")
+    if not value.strip():
+        raise PromptError(f"{where}: empty; accepted: text")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise PromptError(f"{where}: half a character (lone surrogate) at position {error.start}") from None
+    return unicodedata.normalize("NFC", value)
+
+
+def _shown(value: Any) -> str:
+    return "missing" if value is None else f"{type(value).__name__} {str(value)[:60]!r}"
+
+
+def _constraints(value: Any) -> tuple[Constraint, ...]:
+    """A list of {kind, args} or its JSON text; arguments that are null count as not given (columnar files fill them)."""
+    if isinstance(value, str) and value.strip():
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise PromptError(f"column 'constraints': not valid JSON: {error}") from None
+    if value is None or value == "":
+        return ()
+    if not isinstance(value, list):
+        raise PromptError(f"column 'constraints': {_shown(value)}; accepted: a list of {{kind, args}}")
+    found = []
+    for item in value:
+        if not isinstance(item, dict) or "kind" not in item or not set(item) <= {"kind", "args"}:
+            raise PromptError(f"column 'constraints': {_shown(item)}; accepted: {{kind, args}}")
+        args = item.get("args") or {}
+        if not isinstance(args, Mapping):
+            raise PromptError(f"column 'constraints': args {_shown(args)}; accepted: an object of named arguments")
+        constraint = Constraint(str(item["kind"]), {k: v for k, v in args.items() if v is not None})
+        validate_constraint(constraint)
+        found.append(constraint)
+    return tuple(found)
+
+
+# ------------------------------------------------------------------------------------------------ selection and division
+
+
+def _usable(
+    prompts: Sequence[Prompt], section: PromptsSection, seed: int, count_tokens: TokenCounter | None, tally: _Tally
+) -> list[Prompt]:
+    """Distinct prompts that are short enough, in the order of a hash of (seed, id)."""
+    groups: dict[str, Prompt] = {}
+    for prompt in prompts:
+        key = _folded(prompt) if section.dedupe.exact else prompt.id
+        other = groups.get(key)
+        groups[key] = prompt if other is None else min(other, prompt, key=_content)
+    tally.counts["exact"] += len(prompts) - len(groups)
+    short = list(groups.values())
+    if count_tokens is not None:
+        short = [p for p in short if count_tokens(p.messages) <= section.max_prompt_tokens]
+    tally.counts["too_long"] += len(groups) - len(short)
+    return sorted(short, key=lambda p: content_hash(seed, p.id))
+
+
+def _folded(prompt: Prompt) -> str:
+    """What prompts have in common that differ in white space alone."""
+    return canonical_json([[m.role, " ".join(m.content.split())] for m in prompt.messages])
+
+
+def _content(prompt: Prompt) -> str:
+    """Order among equal prompts: by content, so that the row that came first is not favoured."""
+    constraints = [[c.kind, dict(c.args)] for c in prompt.constraints]
+    return canonical_json([prompt.id, prompt.teacher, prompt.topic, constraints])
+
+
+def _distinct(
+    prompts: Sequence[Prompt], section: PromptsSection, tally: _Tally, against: Sequence[Prompt] = ()
+) -> list[Prompt]:
+    """``prompts`` without near duplicates of earlier ones or of ``against``."""
+    if section.dedupe.near is None:
+        return list(prompts)
+    texts = ["\n".join(m.content for m in p.messages if m.role != "system") for p in (*against, *prompts)]
+    repeated = near_duplicates(texts, section.dedupe.near)[len(against) :]
+    tally.counts["near"] += sum(repeated)
+    return [p for p, drop in zip(prompts, repeated, strict=True) if not drop]
+
+
+def _without(prompts: Sequence[Prompt], validation: Sequence[Prompt], tally: _Tally) -> list[Prompt]:
+    held_out = {_folded(p) for p in validation}
+    kept = [p for p in prompts if _folded(p) not in held_out]
+    tally.counts["overlap"] += len(prompts) - len(kept)
+    return kept
+
+
+def _divide(
+    train: Sequence[Prompt], iterations: int, per_iteration: int | None, tally: _Tally
+) -> tuple[tuple[Prompt, ...], ...]:
+    """Parts of ``per_iteration``, or all prompts in parts whose sizes differ by one at most."""
+    asked = (per_iteration or 1) * iterations
+    if len(train) < asked:
+        what = f"{iterations} iterations with prompts.per_iteration {per_iteration or 'unset (at least 1)'}"
+        raise PromptError(f"{what} need {asked} training prompts but {len(train)} are there ({tally})")
+    if per_iteration is not None:
+        return tuple(tuple(train[t * per_iteration : (t + 1) * per_iteration]) for t in range(iterations))
+    edges = [len(train) * t // iterations for t in range(iterations + 1)]
+    return tuple(tuple(train[a:b]) for a, b in zip(edges, edges[1:], strict=False))

@@ -1,0 +1,106 @@
+"""A run's state as text and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from nashtune.records import Interval, IterationSummary
+from nashtune.run import Run
+
+COLUMNS = ("iteration", "vs initial", "vs previous", "vs teacher", "satisfied", "sat. & good", "score", "words")
+MORE_COLUMNS = ("T>S", "S>T", "S>S", "tokens", "seconds")
+
+
+def print_summary(run: Run, summary: IterationSummary) -> None:
+    """One iteration's result, as soon as it is known."""
+    won = f"wins {_rate(summary.win_rate_vs_initial)} against the initial policy"
+    words = f"{summary.mean_words:.0f} words" if summary.mean_words is not None else ""
+    Console().print(f"iteration {summary.iteration} of {run.recipe.iterations}: {won}, {words}", highlight=False)
+
+
+def print_table(run: Run) -> None:
+    """The table of iterations; the best is marked."""
+    best = run.best()
+    table = Table(title=f"{run.recipe.name}: win rates on held-out prompts [95 % interval]".replace("95", _level(run)))
+    for name in (*COLUMNS, *MORE_COLUMNS):
+        table.add_column(name, justify="right", no_wrap=True)
+    for summary in run.summaries():
+        marked = best is not None and summary.iteration == best.iteration
+        table.add_row(*_row(summary, marked), style="bold" if marked else None)
+    console = Console()
+    console = Console(width=max(console.width, 150)) if not console.is_terminal else console
+    console.print(table)
+
+
+def print_status(run: Run) -> None:
+    """The table, and what comes next."""
+    print(f"{run.folder}: {run.state()}")
+    if run.summaries():
+        print_table(run)
+
+
+def print_facts(facts: Mapping[str, Any]) -> None:
+    """Names and values, one a line; nested ones indented."""
+    for name, value in facts.items():
+        if isinstance(value, Mapping):
+            print(f"{name}")
+            for inner, detail in value.items():
+                print(f"  {inner:<22} {detail}")
+        else:
+            print(f"{name:<24} {value}")
+
+
+def status_json(run: Run) -> dict[str, Any]:
+    """A run for scripts: per iteration every figure of its row."""
+    best = run.best()
+    return {
+        "name": run.recipe.name,
+        "folder": str(run.folder),
+        "state": run.state(),
+        "finished": run.state() == "finished",
+        "best": best.iteration if best else None,
+        "iterations": [asdict(summary) for summary in run.summaries()],
+        "pending": pending_units(run),
+    }
+
+
+def pending_units(run: Run) -> dict[str, dict[str, int]]:
+    """Units committed so far by the stages of the iteration in progress."""
+    current = next((t for t in range(run.recipe.iterations + 1) if not run.finished(t)), None)
+    if current is None:
+        return {}
+    folders = [f for f in run.iteration_folder(current).glob("*") if f.is_dir() and f.name != "policy"]
+    return {f"iteration-{current}": {f.name: run.stage(current, f.name).count() for f in sorted(folders)}}
+
+
+def _row(summary: IterationSummary, best: bool) -> list[str]:
+    number = f"{summary.iteration}{' best' if best else ''}"
+    contests = (summary.win_rate_vs_initial, summary.win_rate_vs_previous, summary.win_rate_vs_teacher)
+    shares = [_share(summary.satisfied), _share(summary.satisfied_and_good)]
+    plain = [_number(summary.mean_score, 2), _number(summary.mean_words, 0)]
+    kinds = [str(summary.pairs.get(kind, 0)) if summary.iteration else "-" for kind in ("T>S", "S>T", "S>S")]
+    totals = [f"{sum(summary.tokens.values()):,}", f"{sum(summary.seconds.values()):.0f}"]
+    return [number, *map(_rate, contests), *shares, *plain, *kinds, *totals]
+
+
+def _rate(interval: Interval | None) -> str:
+    if interval is None:
+        return "-"
+    return f"{100 * interval.value:.0f} % [{100 * interval.low:.0f}-{100 * interval.high:.0f}]".replace("[", "\\[")
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.0f} %"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _level(run: Run) -> str:
+    return f"{100 * run.recipe.validate_.confidence:g}"

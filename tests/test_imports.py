@@ -1,0 +1,93 @@
+"""Imports run one way, and nothing that starts up fast loads torch."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent / "nashtune"
+
+# Each layer may import itself only where it is one file or one package, and whatever stands above it.
+LAYERS = [
+    ["errors", "seeds", "progress", "environment"],
+    ["records"],
+    ["recipe"],
+    ["store", "model", "prompt_sources", "prompt_sets", "prompt_dedupe"],
+    ["run", "scale", "starter"],
+    ["prompts", "sample", "judge", "pairs", "train", "evaluate", "report"],
+    ["stages", "show"],
+    ["loop", "chat", "doctor"],
+    ["cli"],
+]
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+# Which parts of a lower layer a part may use within its own layer, with the reason.
+ALLOWED = {
+    ("prompt_sets", "judge"): "a built-in prompt names instructions that the rules oracle checks",
+    ("prompts", "judge"): "a row's constraints are validated where they are defined",
+    ("prompt_sources", "judge"): "a row's constraints are validated where they are defined",
+    ("sample", "judge"): "the remote engine sends its calls through the dispatcher of paid calls",
+    ("sample", "scale"): "the sampler is a work-unit role",
+    ("prompts", "prompt_sets"): "built-in sources",
+}
+
+
+def imports(file: Path) -> set[str]:
+    """Parts of nashtune that a file imports anywhere, TYPE_CHECKING blocks left out."""
+    found = set()
+    tree = ast.parse(file.read_text())
+    typing_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.ImportFrom)
+            and node.module
+            and node.module.startswith("nashtune")
+            and id(node) not in typing_only
+        ):
+            found |= {node.module.split(".")[1]} if "." in node.module else {a.name for a in node.names}
+    return found
+
+
+def part_of(file: Path) -> str:
+    inside = file.relative_to(ROOT).parts
+    return inside[0].removesuffix(".py")
+
+
+FILES = sorted(f for f in ROOT.rglob("*.py") if f != ROOT / "__init__.py")
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(ROOT)))
+def test_imports_run_one_way(file: Path) -> None:
+    part = part_of(file)
+    assert part in LEVEL, f"{part} has no place in LAYERS"
+    for other in imports(file) - {part}:
+        ok = LEVEL[other] < LEVEL[part] or (part, other) in ALLOWED
+        assert ok, f"{file.relative_to(ROOT)} imports {other}, which is not above it"
+
+
+FAST = [
+    "cli",
+    "recipe",
+    "run",
+    "records",
+    "pairs",
+    "prompts",
+    "show",
+    "judge.rules",
+    "judge.rubric",
+    "evaluate.winrate",
+    "report.html",
+]
+
+
+@pytest.mark.parametrize("module", FAST)
+def test_torch_is_loaded_only_where_tensors_are_touched(module: str) -> None:
+    code = f"import sys, nashtune.{module}; print(sorted({{'torch', 'transformers', 'datasets'}} & set(sys.modules)))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    assert loaded == "[]"

@@ -1,0 +1,161 @@
+"""The recipe: every shipped one parses, bad ones are refused with field, value and what is accepted."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from nashtune.errors import RecipeError
+from nashtune.recipe import NEUTRAL, Recipe, Section, load_recipe, parse_recipe
+from nashtune.starter import write_starter
+
+RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
+
+
+def minimal(**changes: Any) -> dict[str, Any]:
+    base = {"name": "r", "policy": {"model": "m"}, "prompts": {"source": "p.jsonl"}, "oracle": {"kind": "rules"}}
+    return base | changes
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=lambda f: f.stem)
+def test_every_shipped_recipe_parses_and_survives_a_round_trip(file: Path) -> None:
+    recipe = load_recipe(file)
+    assert parse_recipe(recipe.written()) == recipe
+    assert parse_recipe(recipe.written()).identity_hash() == recipe.identity_hash()
+
+
+def test_the_papers_values_are_exact() -> None:
+    recipe = load_recipe(RECIPES[0].parent / "paper-7b.yaml")
+    assert (recipe.sampling.k, recipe.sampling.top_p, recipe.sampling.temperature) == (5, 0.95, 0.7)
+    assert (recipe.train.batch_size, recipe.train.learning_rate, recipe.train.epochs) == (64, 5e-5, 1)
+    assert (recipe.objective.name, recipe.objective.beta, recipe.objective.alpha) == ("dno-prct", 0.1, 0.005)
+    assert (recipe.replay.fraction, recipe.replay.decay, recipe.iterations) == (0.3, 0.5, 3)
+    assert (recipe.pairs.positive_score, recipe.pairs.margin, recipe.pairs.student_margin) == (5, 2, 1)
+    assert recipe.prompts.per_iteration is None  # all prompts, in three disjoint parts
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"polcy": {}}, ["polcy", "unknown key", "accepted keys", "policy"]),
+        ({"policy": {"model": "m", "modle": 1}}, ["policy.modle", "value 1", "revision"]),
+        ({"oracle": {"kind": "rules", "guard": {"min": 3}}}, ["guard.min", "min_words"]),
+        ({"oracle": {"kind": "judge"}}, ["oracle", "'rules', 'rubric', 'scripted'", "judge"]),
+        ({"sampling": {"k": 0}}, ["sampling.k", "greater than or equal to 1", "received 0"]),
+        ({"sampling": {"k": 60}}, ["sampling.k is 60", "slots"]),
+        ({"sampling": {"temperature": 0, "top_p": 0.9}}, ["temperature is 0", "top_p"]),
+        ({"sampling": {"k": 1}}, ["sampling.k is 1", "no teacher"]),
+        ({"teacher": {"kind": "column"}}, ["teacher_column is not set"]),
+        ({"prompts": {"source": "p", "teacher_column": "gold"}}, ["teacher_column is 'gold'", "nothing would read it"]),
+        ({"pairs": {"rule": "restrictive"}}, ["restrictive", "teacher.kind is 'none'"]),
+        ({"pairs": {"rule": "best"}}, ["pairs.rule", "best_worst", "received 'best'"]),
+        ({"objective": {"name": "sft", "beta": 0.1}}, ["objective.beta", "no margin"]),
+        ({"train": {"learning_rate": [1e-5, -1]}}, ["train.learning_rate is -1"]),
+        (
+            {"validate": {"select": "satisfied_and_good"}, "oracle": {"kind": "scripted"}},
+            ["satisfied_and_good", "rules"],
+        ),
+        ({"replay": {"fraction": 0, "decay": 0.5}}, ["replay.decay would not be read"]),
+        ({"name": "a/b"}, ["name", "a/b"]),
+    ],
+)
+def test_bad_settings_are_refused(changes: dict[str, Any], told: list[str]) -> None:
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(minimal(**changes), "my.yaml")
+    assert "my.yaml" in str(caught.value)
+    for text in told:
+        assert text in str(caught.value)
+
+
+def test_missing_sections_are_all_named() -> None:
+    with pytest.raises(RecipeError, match=r"(?s)policy: required.*oracle: required"):
+        parse_recipe({"name": "x", "prompts": {"source": "p"}})
+
+
+def test_overrides_replace_values_and_bad_ones_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text(yaml.safe_dump(minimal()))
+    recipe = load_recipe(file, ["train.batch_size=8", "train.learning_rate=[1.0e-5, 2.0e-6]", "seed=3"])
+    assert (recipe.train.batch_size, recipe.seed) == (8, 3)
+    assert [recipe.learning_rate(t) for t in (1, 2, 3)] == [1e-5, 2e-6, 2e-6]
+    for bad in ("train.batch_size", "=3", "name.x=3", "seed=[1"):
+        with pytest.raises(RecipeError, match="override"):
+            load_recipe(file, [bad])
+
+
+def test_unreadable_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"none\.yaml: no such recipe"):
+        load_recipe(tmp_path / "none.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [")
+    with pytest.raises(RecipeError, match=r"bad\.yaml: not valid YAML"):
+        load_recipe(tmp_path / "bad.yaml")
+    (tmp_path / "list.yaml").write_text("- a")
+    with pytest.raises(RecipeError, match="expected a mapping"):
+        load_recipe(tmp_path / "list.yaml")
+
+
+def sections(section: type[Section], seen: set[type[Section]]) -> set[type[Section]]:
+    from nashtune.recipe import _sections_in
+
+    if section not in seen:
+        seen.add(section)
+        for info in section.model_fields.values():
+            for inner in _sections_in(info.annotation):
+                sections(inner, seen)
+    return seen
+
+
+def test_every_setting_is_explained_and_read_somewhere() -> None:
+    source = (
+        "\n".join(
+            f.read_text() for f in (Path(__file__).parent.parent / "nashtune").rglob("*.py") if f.name != "recipe.py"
+        )
+        + Path(__file__).parent.parent.joinpath("nashtune/recipe.py").read_text().partition("class Recipe(")[2]
+    )
+    for section in sections(Recipe, set()):
+        for name, info in section.model_fields.items():
+            inner = bool(getattr(info.annotation, "model_fields", None)) or name in {"kind", "teacher", "oracle"}
+            assert info.description or inner or section is Recipe, f"{section.__name__}.{name} has no docstring"
+            assert f".{name}" in source, f"nothing reads {section.__name__}.{name}"
+
+
+def test_neutral_settings_change_no_identity_and_identity_settings_do() -> None:
+    base = parse_recipe(minimal())
+    neutral = {
+        "folder": "elsewhere",
+        "scale": {"workers": 4},
+        "train": {"checkpoint_steps": 7},
+    }
+    assert parse_recipe(minimal(**neutral)).identity_hash() == base.identity_hash()
+    declared = {
+        f"{s.__name__}.{n}"
+        for s in sections(Recipe, set())
+        for n, i in s.model_fields.items()
+        if i.json_schema_extra == NEUTRAL
+    }
+    assert declared == {
+        "Recipe.folder",
+        "ScaleSection.workers",
+        "TrainSection.checkpoint_steps",
+        "EngineSection.concurrency",
+        "EngineSection.timeout_s",
+        "EngineSection.max_attempts",
+    }
+    for change in ({"seed": 1}, {"sampling": {"k": 4}}, {"train": {"batch_size": 2}}, {"oracle": {"kind": "scripted"}}):
+        assert parse_recipe(minimal(**change)).identity_hash() != base.identity_hash()
+
+
+def test_init_writes_a_recipe_that_parses_whatever_it_is_given(tmp_path: Path) -> None:
+    file = tmp_path / "my recipe.yaml"
+    given = {
+        "model": "org/na: me#1",
+        "prompts": "data/it's.jsonl",
+        "judge": "gpt-4o",
+        "judge_url": "http://127.0.0.1:1/v1",
+    }
+    write_starter(file, **given, force=False)
+    recipe = load_recipe(file)
+    assert (recipe.policy.model, recipe.prompts.source, recipe.name) == (given["model"], given["prompts"], "my-recipe")
+    with pytest.raises(RecipeError, match="exists already"):
+        write_starter(file, **given, force=False)
