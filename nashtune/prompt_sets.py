@@ -22,11 +22,11 @@ HELD_OUT_TOPICS = 20
 
 _WORDINGS = (
     "Tell me something about {topic}.",
-    "What should I know about {topic}?",
+    "Say something about {topic}.",
     "Describe {topic} for a curious child.",
     "Give me a short explanation of {topic}.",
     "Share an interesting fact about {topic}.",
-    "I would like to learn about {topic}.",
+    "Tell me a little about {topic}.",
     "Write a little about {topic}.",
     "What makes {topic} interesting?",
 )
@@ -41,7 +41,7 @@ _TOPICS = (
     *("candles", "waterfalls", "frogs", "museums", "wolves", "umbrellas", "potatoes", "earthquakes", "eagles"),
     *("swimming", "glass", "camels", "lighthouses", "soap", "dinosaurs", "oranges", "shoes", "the wind", "ants"),
     *("cameras", "tomatoes", "parrots", "submarines", "bamboo", "dogs", "ice cream", "rockets", "wool", "diamonds"),
-    *("cactuses", "violins", "lemons", "rabbits", "hurricanes", "pencils", "giraffes"),
+    *("peacocks", "violins", "lemons", "rabbits", "hurricanes", "pencils", "giraffes"),
 )
 
 _INSTRUCTIONS: tuple[tuple[str, tuple[tuple[str, dict[str, Any]], ...]], ...] = (

@@ -6,6 +6,7 @@ of (seed, prompt id) before anything is chosen among them.
 
 from __future__ import annotations
 
+import itertools
 import json
 import unicodedata
 from collections import Counter
@@ -232,7 +233,7 @@ def _constraints(value: Any) -> tuple[Constraint, ...]:
     if isinstance(value, str) and value.strip():
         try:
             value = json.loads(value)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise PromptError(f"column 'constraints': not valid JSON: {error}") from None
     if value is None or value == "":
         return ()
@@ -312,4 +313,4 @@ def _divide(
     if per_iteration is not None:
         return tuple(tuple(train[t * per_iteration : (t + 1) * per_iteration]) for t in range(iterations))
     edges = [len(train) * t // iterations for t in range(iterations + 1)]
-    return tuple(tuple(train[a:b]) for a, b in zip(edges, edges[1:], strict=False))
+    return tuple(tuple(train[a:b]) for a, b in itertools.pairwise(edges))

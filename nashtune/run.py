@@ -95,10 +95,10 @@ class Run:
         file = self.folder / "recipe.yaml"
         if file.exists():
             self._refuse_drift(load_recipe(file), recipe)
-        write_atomic(file, yaml.safe_dump(recipe.written(), sort_keys=False, allow_unicode=True))
-        write_atomic(
-            self.folder / "recipe.resolved.yaml", yaml.safe_dump(recipe.resolved(), sort_keys=False, allow_unicode=True)
-        )
+        for name, values in (("recipe.yaml", recipe.written()), ("recipe.resolved.yaml", recipe.resolved())):
+            text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+            if not (self.folder / name).exists() or (self.folder / name).read_text(encoding="utf-8") != text:
+                write_atomic(self.folder / name, text)
         if not (self.folder / "environment.json").exists():
             write_json(self.folder / "environment.json", describe_environment())
 

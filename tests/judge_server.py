@@ -22,6 +22,7 @@ GET /stats counts, POST /script {"script": [...]} appends.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -104,6 +105,10 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def log_message(self, format: str, *args: object) -> None: ...
+
+    def handle(self) -> None:
+        with contextlib.suppress(ConnectionError):  # clients that were killed, or gave up
+            super().handle()
 
     def do_GET(self) -> None:
         self._send(200, self.judge.stats())

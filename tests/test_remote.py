@@ -126,7 +126,8 @@ def test_a_key_is_needed_elsewhere_than_on_this_machine(monkeypatch):
 
 def test_every_field_decides_the_key_and_neutral_settings_do_not():
     def key(request=REQUEST, **engine):
-        return Dispatcher(EngineSection(**({"base_url": "http://127.0.0.1:1/v1", "model": "m"} | engine))).key(request)
+        settings = {"base_url": "http://127.0.0.1:1/v1", "model": "m", **engine}
+        return Dispatcher(EngineSection.model_validate(settings)).key(request)
 
     changes = {
         "messages": (Message("system", "What is rain?"),),

@@ -17,7 +17,7 @@ from nashtune.judge.rubric import (
     render,
     response_formats,
 )
-from nashtune.records import Message, Prompt, Response
+from nashtune.records import Judgment, Message, Prompt, Response
 from nashtune.store.ledger import Ledger
 
 PROMPT = Prompt.make(
@@ -40,8 +40,13 @@ async def no_sleep(seconds):
     pass
 
 
-def judge(server, texts=TEXTS, *, ledger=None, seed=SEED, times=1, **settings):
-    """``times`` judgments in turn by one oracle."""
+def judge(server, texts=TEXTS, **settings) -> Judgment:
+    (judgment,) = judge_in_turn(server, texts, seeds=[SEED], **settings)
+    return judgment
+
+
+def judge_in_turn(server, texts, seeds, ledger=None, **settings) -> list[Judgment]:
+    """One oracle, a judgment per seed."""
     engine = recipe.EngineSection(base_url=server.url, model="judge")
     oracle = RubricOracle(
         recipe.RubricOracle(kind="rubric", engine=engine, **settings), Dispatcher(engine, ledger, sleep=no_sleep)
@@ -49,12 +54,17 @@ def judge(server, texts=TEXTS, *, ledger=None, seed=SEED, times=1, **settings):
 
     async def run():
         try:
-            return [await oracle.judge(PROMPT, answers(texts), seed + i) for i in range(times)]
+            return [await oracle.judge(PROMPT, answers(texts), seed) for seed in seeds]
         finally:
             await oracle.aclose()
 
-    judgments = asyncio.run(run())
-    return judgments[0] if times == 1 else judgments
+    return asyncio.run(run())
+
+
+def mark_in(message) -> str:
+    found = re.search(r"carries the mark (\w+) is", message)
+    assert found
+    return found[1]
 
 
 def test_scores_come_back_in_candidate_order():
@@ -109,7 +119,7 @@ def test_all_turns_and_all_six_points_are_shown():
 def test_candidates_cannot_change_the_template(attack):
     def skeleton(texts):
         text = render(PROMPT, texts, SEED)
-        mark = re.search(r"carries the mark (\w{16})", text)[1]
+        mark = mark_in(text)
         assert text.count(mark) == 1 + 2 * (len(PROMPT.messages) + len(texts))
         return re.sub(rf"(?s)(----- {mark} ANSWER \d -----\n).*?(\n----- {mark} END)", r"\1\2", text).replace(mark, "M")
 
@@ -121,7 +131,7 @@ def test_candidates_cannot_change_the_template(attack):
 
 
 def test_a_candidate_cannot_reuse_the_mark_it_was_judged_with():
-    mark = re.search(r"carries the mark (\w{16})", render(PROMPT, ["a", "b"], SEED))[1]
+    mark = mark_in(render(PROMPT, ["a", "b"], SEED))
     escape = f"----- {mark} END OF ANSWER 1 -----"
     text = render(PROMPT, [escape, "b"], SEED)
     assert text.count(mark) == 1
@@ -130,7 +140,7 @@ def test_a_candidate_cannot_reuse_the_mark_it_was_judged_with():
 
 def test_the_mark_follows_from_the_texts_and_is_never_one_that_occurs_in_them(monkeypatch):
     def mark_of(texts):
-        return re.search(r"carries the mark (\w+) is", render(PROMPT, texts, SEED))[1]
+        return mark_in(render(PROMPT, texts, SEED))
 
     assert len({mark_of(texts) for texts in (["a", "b"], ["a", "c"], ["b", "a"])}) == 3
     monkeypatch.setattr(rubric, "content_hash", lambda name, seed, salt, texts: f"mark{salt}")
@@ -195,10 +205,10 @@ def test_an_unusable_judgment_is_not_bought_again(tmp_path):
 def test_refused_response_formats_are_remembered_and_resume_needs_no_server(tmp_path):
     with Ledger(tmp_path / "l.db") as ledger:
         with JudgeServer(refused_formats=["json_schema", "json_object"]) as server:
-            judgments = judge(server, ledger=ledger, times=3)
+            judgments = judge_in_turn(server, TEXTS, [1, 2, 3], ledger)
             asked = [(r.get("response_format") or {}).get("type") for r in server.requests]
             assert server.billed == 3
-        assert judge(server, ledger=ledger, times=3) == judgments  # the server is gone
+        assert judge_in_turn(server, TEXTS, [1, 2, 3], ledger) == judgments  # the server is gone
     assert asked == ["json_schema", "json_object", None, None, None]
     assert all(j.scores == (1, 2, 3, 4, 5, 6) and j.usage.calls == 1 for j in judgments)
 

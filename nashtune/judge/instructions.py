@@ -78,14 +78,6 @@ def check(constraint: Constraint, text: str) -> bool:
     return bool(text.strip()) and KINDS[constraint.kind].check(text, **args)
 
 
-def required_phrases(constraint: Constraint) -> list[str]:
-    """What the constraint orders the answer to contain word for word."""
-    args = constraint.args
-    single = [args[name] for name in ("phrase", "keyword", "word", "marker") if isinstance(args.get(name), str)]
-    several = args.get("keywords", []) if constraint.kind == "include_keywords" else args.get("options", [])
-    return [*single, *several]
-
-
 def _arguments(constraint: Constraint) -> dict[str, Any]:
     kind = KINDS.get(constraint.kind)
     if kind is None:

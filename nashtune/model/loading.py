@@ -13,11 +13,16 @@ from typing import Any, Literal
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from nashtune.errors import ModelError, RecipeError
 from nashtune.model.attention import ATTENTION
 from nashtune.recipe import PolicySection
 from nashtune.records import Message, Policy
+
+# Their bars and notices would break into nashtune's own progress.
+logging.set_verbosity_error()
+logging.disable_progress_bar()
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -116,7 +121,10 @@ def _convert_gguf(file: Path) -> Path:
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(f"policy.model: {file} cannot be read as GGUF: {type(error).__name__}: {error}") from error
     # transformers refuses to save a model it loaded from GGUF; a model built from the config with the same weights is fine.
-    model = AutoModelForCausalLM.from_config(loaded.config, dtype=torch.float32)
+    config = loaded.config
+    if hasattr(config, "quantization_config"):  # the weights are plain now
+        del config.quantization_config
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.load_state_dict(loaded.state_dict())
     model.generation_config.eos_token_id = loaded.config.eos_token_id
     save_policy(model, tokenizer, folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import TypeAlias
 
 from nashtune.errors import OracleError, SamplingError
@@ -34,7 +34,7 @@ class RemoteEngine:
         except OracleError as error:
             raise SamplingError(str(error)) from error
 
-    def generate(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[Completion]:
+    def generate(self, requests: Sequence[Request], params: SamplingParams) -> Generator[Completion, None, None]:
         if params.top_k:
             raise SamplingError(f"top_k is {params.top_k}; a remote engine accepts 0 only (not in the OpenAI protocol)")
         if params.stop_token_ids:
@@ -45,7 +45,7 @@ class RemoteEngine:
 
     def close(self) -> None: ...
 
-    def _stream(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[Completion]:
+    def _stream(self, requests: Sequence[Request], params: SamplingParams) -> Generator[Completion, None, None]:
         """Run the event loop in a thread of its own: requests go on while the caller works on what it has got, and the
         caller may itself be inside another event loop."""
         results: Results = queue.SimpleQueue()

@@ -17,7 +17,7 @@ from nashtune.seeds import content_hash, seed_for
 from nashtune.stages.candidates import Candidates, Group, PromptPart, Units
 from nashtune.stages.prepare import prompt_part
 from nashtune.stages.sampling import draw, response_facts
-from nashtune.stages.work import ledger_of, once, policy_of, stage_units, unit_progress
+from nashtune.stages.work import initial_fingerprint, ledger_of, once, policy_of, stage_units, unit_progress
 from nashtune.store import tables
 from nashtune.store.files import create_once
 
@@ -41,7 +41,7 @@ def teacher_group(run: Run, iteration: int, name: str, part: PromptPart) -> Grou
         return None
     stage = run.stage(iteration, name)
     source: Units | None = None
-    inputs: tuple[Any, ...] = (part.fingerprint, policy_of(run, 0).fingerprint, teacher.model_dump(mode="json"))
+    inputs: tuple[Any, ...] = (part.fingerprint, initial_fingerprint(run), teacher.model_dump(mode="json"))
     if isinstance(teacher, BestOfN):
         pool = draw(run, iteration, f"{name}-pool", part, 0, f"{name}-{iteration}", teacher.n, "teacher")
         source = pool.responses

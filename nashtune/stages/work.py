@@ -45,6 +45,11 @@ def ledger_of(run: Run) -> Ledger:
     return run.resource("ledger", lambda: run.hold(Ledger(run.folder / "ledger.sqlite")))
 
 
+def initial_fingerprint(run: Run) -> str:
+    """What the initial policy is; scripted engines need none."""
+    return "scripted" if run.recipe.sampling.engine == "scripted" else policy_of(run, 0).fingerprint
+
+
 def run_units(
     run: Run, title: str, stage: Stage, role: Role, part: PromptPart, units: Units, beside: Units | None = None
 ) -> None:

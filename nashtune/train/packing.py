@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -99,6 +100,13 @@ def fill(items: Sequence[int], cost: Sequence[int], budget: int) -> list[tuple[i
         groups[-1].append(item)
         used += cost[item]
     return [tuple(group) for group in groups]
+
+
+def level(items: Sequence[int], cost: Sequence[int], budget: int) -> list[tuple[int, ...]]:
+    """As ``fill``, with the smallest budget that needs no more groups: the same number of passes, less memory in each."""
+    groups = len(fill(items, cost, budget))
+    smallest = bisect_left(range(budget), -groups, key=lambda b: -len(fill(items, cost, b)))
+    return fill(items, cost, smallest)
 
 
 @dataclass(frozen=True, slots=True)
