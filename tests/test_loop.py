@@ -10,7 +10,8 @@ import pytest
 from tiny_chat import tiny_recipe
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from nashtune import Run, build_pairs, improve, judge, make_pairs, sample, train, validate
+from nashtune import Run, build_pairs, improve
+from nashtune.loop import judge, make_pairs, sample, train, validate
 from nashtune.errors import DriftError, PairError, RunLockedError, StoreError
 from nashtune.recipe import Recipe, parse_recipe
 from nashtune.records import Judgment, Response

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from nashtune.judge.oracle import Oracle
@@ -15,15 +16,15 @@ if TYPE_CHECKING:
     from nashtune.store.ledger import Ledger
 
 
-def open_oracle(section: OracleSection, ledger: Ledger | None) -> Oracle:
-    """The oracle a recipe describes; paid ones account for their calls in ``ledger``."""
+def open_oracle(section: OracleSection, ledger: Callable[[], Ledger]) -> Oracle:
+    """The oracle a recipe describes; paid ones open the ``ledger`` and account for their calls in it."""
     if isinstance(section, RulesSection):
         return RulesOracle(section)
     if isinstance(section, RubricSection):
         from nashtune.judge.dispatch import Dispatcher
         from nashtune.judge.rubric import RubricOracle
 
-        return RubricOracle(section, Dispatcher(section.engine, ledger))
+        return RubricOracle(section, Dispatcher(section.engine, ledger()))
     return ScriptedOracle(section)
 
 

@@ -1,4 +1,4 @@
-"""The native engine: transformers' own model code, each prompt computed once for its K answers, slots refilled as they end."""
+"""The native engine: transformers' own model code, each prompt computed once for its K answers, slots refilled."""
 
 from __future__ import annotations
 
@@ -17,18 +17,17 @@ from nashtune.errors import ModelError, SamplingError
 from nashtune.model.attention import ATTENTION, Block, PackedLayout
 from nashtune.model.loading import Policy, end_token_ids, load_model, load_tokenizer
 from nashtune.sample.engine import Completion, Request, SamplingParams
-from nashtune.sample.nucleus import Draw, TokenSampler
+from nashtune.sample.nucleus import TokenSampler
 from nashtune.sample.slots import PromptCache, SlotCache
+from nashtune.sample.support import check_params, context_limit, refuse_unsupported
 
-LAYER_TYPES = {"full_attention", "sliding_attention"}
-LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 
 
 def open_native(
     policy: Policy, dtype: torch.dtype, slots: int = 40, device: torch.device | None = None
 ) -> NativeEngine:
-    """Load ``policy`` for sampling and check the engine against the model's plain forward pass (ModelError where off)."""
+    """Load ``policy`` for sampling. Raises ModelError where the engine and the model's plain forward pass disagree."""
     tokenizer = load_tokenizer(policy)
     model = load_model(policy, dtype, device)
     engine = NativeEngine(model, tokenizer, end_token_ids(policy, tokenizer), slots=slots)
@@ -39,9 +38,9 @@ def open_native(
 class NativeEngine:
     """Samples from a model loaded with ``attention="nashtune"``; implements ``sample.engine.Engine``.
 
-    ``slots``: sequences decoded together. ``prefill_tokens``: prompt tokens computed in one forward pass (a longer prompt
-    goes alone). ``on_tokens``: called after every step with the number of tokens sampled in it. ``prefilled_tokens``
-    counts prompt tokens computed so far.
+    ``slots``: sequences decoded together. ``prefill_tokens``: prompt tokens computed in one forward pass (a longer
+    prompt goes alone). ``on_tokens``: called after every step with the number of tokens sampled in it.
+    ``prefilled_tokens``: prompt tokens computed so far for requests.
     """
 
     def __init__(
@@ -56,7 +55,7 @@ class NativeEngine:
     ):
         if slots < 1:
             raise SamplingError(f"slots: {slots}; accepted: 1 or more")
-        _refuse_unsupported(model)
+        refuse_unsupported(model)
         self.model: Any = model.eval()
         self.tokenizer = tokenizer
         self.stop_token_ids = tuple(stop_token_ids)
@@ -67,9 +66,11 @@ class NativeEngine:
 
     @torch.inference_mode()
     def generate(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[Completion]:
-        """Yield every completion of every request, longest prompts first. Raises SamplingError on a bad request or setting
-        (before anything is sampled) and where the model's logits are not finite."""
-        _check_params(params)
+        """Yield every completion of every request, longest prompts first.
+
+        Raises SamplingError on a bad request or setting, before anything is sampled, and on logits that are not finite.
+        """
+        check_params(params)
         self._check_requests(requests, params)
         yield from _Run(self, requests, params).completions()
 
@@ -125,17 +126,16 @@ class NativeEngine:
             layout=layout,
             logits_to_keep=ends,
         )
-        self.prefilled_tokens += ids.shape[1]
         return layout, cache, out.logits[0]
 
     def decode(self, cache: SlotCache, tokens: Tensor, positions: Tensor, longest: int) -> Tensor:
-        """One step for rows 0..n-1 of ``cache``: tokens [n] at positions [n], the greatest ``longest`` -> logits [n, V]."""
+        """One step for rows 0..n-1: tokens [n] at ``positions`` [n], the greatest ``longest`` -> logits [n, V]."""
         cache.begin_step(positions, longest)
         ids, where = tokens[:, None], positions[:, None]
         return self.model(ids, position_ids=where, past_key_values=cache, use_cache=True, layout=cache).logits[:, 0]
 
     def _check_requests(self, requests: Sequence[Request], params: SamplingParams) -> None:
-        limit = _context(self.model.config.get_text_config())
+        limit = context_limit(self.model.config.get_text_config())
         vocabulary = self.model.get_input_embeddings().num_embeddings
         for request in requests:
             who, length = f"prompt {request.prompt_id}", len(request.token_ids)
@@ -212,7 +212,6 @@ class _Run:
 
     def _refill(self, holes: list[int]) -> Iterator[Completion]:
         """Put waiting samples into the rows that ended and those never used; close up the holes that remain."""
-        changed = bool(holes)
         newcomers: dict[int, _Sample] = {}
         while holes or self.n < self.engine.slots:
             while self.queue and not self.ready:
@@ -224,9 +223,8 @@ class _Run:
             newcomers[row] = self.ready.popleft()
         if newcomers:
             self._admit(newcomers)
-        if holes:
-            self._close_up(holes)
-        if (newcomers or changed) and self.n:
+        self._close_up(holes)
+        if self.n:
             self.longest = int((self.prompt_length + self.steps - 1)[: self.n].max())
 
     def _prefill(self) -> Iterator[Completion]:
@@ -239,6 +237,7 @@ class _Run:
             requests.append(self.queue.popleft())
             samples += len(requests[-1].seeds)
         layout, cache, logits = self.engine.prefill([r.token_ids for r in requests])
+        self.engine.prefilled_tokens += sum(block.length for block in layout.blocks)
         counts = torch.tensor([len(r.seeds) for r in requests], device=self.device)
         seeds = torch.tensor([seed for r in requests for seed in r.seeds], device=self.device)
         draw = self.sampler.draw(logits.repeat_interleave(counts, 0), seeds, torch.zeros_like(seeds))
@@ -314,40 +313,3 @@ class _Run:
     def _report(self, tokens: int) -> None:
         if self.engine.on_tokens is not None:
             self.engine.on_tokens(tokens)
-
-
-def _check_params(params: SamplingParams) -> None:
-    checks = (
-        ("temperature", 0 <= params.temperature < math.inf, "0 (greedy) or more"),
-        ("top_p", 0 < params.top_p <= 1, "in (0, 1]"),
-        ("top_k", params.top_k >= 0, "0 (off) or more"),
-        ("max_new_tokens", params.max_new_tokens >= 1, "1 or more"),
-    )
-    for name, good, accepted in checks:
-        if not good:
-            raise SamplingError(f"{name}: {getattr(params, name)}; accepted: {accepted}")
-
-
-def _refuse_unsupported(model: PreTrainedModel) -> None:
-    name, config = type(model).__name__, model.config.get_text_config()
-    if model.config._attn_implementation != ATTENTION:
-        raise ModelError(
-            f"{name} was loaded with attention {model.config._attn_implementation!r}; accepted: {ATTENTION!r}"
-        )
-    if unknown := set(getattr(config, "layer_types", None) or ()) - LAYER_TYPES:
-        raise ModelError(
-            f"{name} has layers of type {sorted(unknown)}; the native engine supports {sorted(LAYER_TYPES)}"
-        )
-    if model.config.is_encoder_decoder:
-        raise ModelError(f"{name} is an encoder-decoder model; the native engine supports decoder-only models")
-
-
-def _context(config: Any) -> int | None:
-    """Most tokens of one sequence. Rotary embeddings that change with the length of the batch are used up to where they
-    begin to change, as beyond it an answer would depend on its neighbours."""
-    rope = getattr(config, "rope_parameters", None) or {}
-    limit = getattr(config, "max_position_embeddings", None)
-    for parameters in [rope] if "rope_type" in rope else rope.values():
-        if parameters.get("rope_type") in LENGTH_DEPENDENT_ROPE:
-            limit = parameters.get("original_max_position_embeddings") or limit
-    return limit

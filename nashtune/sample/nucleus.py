@@ -19,7 +19,7 @@ UNIFORM_BITS = 52  # one less than a double's mantissa, so that u * total < tota
 
 
 class Draw(NamedTuple):
-    """``tokens`` [N] and their log p under the raw logits, ``logprobs`` [N] (nats; not finite where the logits are not)."""
+    """``tokens`` [N]; ``logprobs`` [N], their log p under the raw logits (nats), not finite where those are not."""
 
     tokens: Tensor
     logprobs: Tensor

@@ -6,7 +6,6 @@ C capacity in tokens, T tokens attended to in the current step.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from transformers.cache_utils import Cache
 
 from nashtune.model.attention import AttentionStyle, masked_attention
 
+Pair = tuple[Tensor, Tensor]
 STEP = 32  # attended and allocated lengths are multiples of this: few distinct kernel shapes, aligned masks
 
 
@@ -35,7 +35,7 @@ class PromptCache(Cache):
 
 
 class SlotCache(Cache):
-    """Per layer two tensors [S, C, KV, D], grown as sequences lengthen; also the attention layout of a decode step."""
+    """Per layer two tensors [S, KV, C, D], grown as sequences lengthen; also the attention layout of a decode step."""
 
     def __init__(self, slots: int, longest: int):
         """``longest``: most tokens a sequence of this run can hold."""
@@ -46,7 +46,7 @@ class SlotCache(Cache):
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
         self._positions = torch.empty(0, dtype=torch.long)
-        self._cells = self._positions
+        self._cells: dict[int, Tensor] = {}
         self._attended = 0
         self._biases: dict[int | None, Tensor] = {}
 
@@ -57,18 +57,18 @@ class SlotCache(Cache):
         self._reserve(length + 1)
         for kept, new in ((self.keys, prompt.keys), (self.values, prompt.values)):
             for mine, theirs in zip(kept, new, strict=True):
-                mine[rows, :length] = theirs[0, :, start : start + length].transpose(0, 1)
+                mine[rows, :, :length] = theirs[0, :, start : start + length]
 
     def move(self, sources: Tensor, targets: Tensor, length: int) -> None:
         """Copy the first ``length`` tokens of rows ``sources`` to rows ``targets``."""
         for cached in (*self.keys, *self.values):
-            cached[targets, :length] = cached[sources, :length]
+            cached[targets, :, :length] = cached[sources, :, :length]
 
     def begin_step(self, positions: Tensor, longest: int) -> None:
         """Prepare a decode step of ``n`` rows, each with one token at ``positions`` [n]; ``longest`` is the greatest."""
         self._reserve(longest + 1)
         self._positions = positions
-        self._cells = torch.arange(len(positions), device=positions.device) * self.capacity + positions
+        self._cells.clear()
         self._attended = _round_up(longest + 1)
         self._biases.clear()
 
@@ -92,8 +92,12 @@ class SlotCache(Cache):
         return out.reshape(n, heads, 1, -1)
 
     def _store(self, cached: Tensor, new: Tensor) -> Tensor:
-        cached.flatten(0, 1).index_copy_(0, self._cells, new[:, :, 0])
-        return cached[: len(self._positions), : self._attended].transpose(1, 2)
+        n, heads = new.shape[:2]
+        if heads not in self._cells:
+            lines = torch.arange(n * heads, device=new.device) * self.capacity
+            self._cells[heads] = lines + self._positions.repeat_interleave(heads)
+        cached.flatten(0, 2).index_copy_(0, self._cells[heads], new.flatten(0, 2))
+        return cached[:n, :, : self._attended]
 
     def _bias(self, window: int | None, dtype: torch.dtype) -> Tensor:
         """Additive mask [n, 1, 1, T]: 0 where the row's token may look, else -inf."""
@@ -112,11 +116,11 @@ class SlotCache(Cache):
         self.capacity = min(self.longest, _round_up(max(tokens, self.capacity * 3 // 2)))
         for side in (self.keys, self.values):
             for layer, old in enumerate(side):
-                side[layer] = torch.zeros(self.slots, self.capacity, *old.shape[2:], dtype=old.dtype, device=old.device)
-                side[layer][:, : old.shape[1]] = old
+                side[layer] = old.new_zeros(*old.shape[:2], self.capacity, old.shape[3])
+                side[layer][:, :, : old.shape[2]] = old
 
     def _empty(self, like: Tensor) -> Tensor:
-        return like.new_zeros(self.slots, 0, like.shape[1], like.shape[3])
+        return like.new_zeros(self.slots, like.shape[1], 0, like.shape[3])
 
 
 def _round_up(tokens: int) -> int:

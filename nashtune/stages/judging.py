@@ -35,7 +35,7 @@ def judge(run: Run, candidates: Candidates) -> Judgments:
 def _judge_all(run: Run, stage: Stage, candidates: Candidates, units: Units) -> dict[str, Any]:
     part = candidates.part
     work = [Unit(index, part.file, units.file(index)) for index in range(part.units)]
-    oracle = open_oracle(run.recipe.oracle, ledger_of(run))
+    oracle = open_oracle(run.recipe.oracle, lambda: ledger_of(run))
     title = f"iteration {candidates.iteration}: {stage.name}"
     with stage.clock() as tick, unit_progress(title, work, part) as advance:
 

@@ -69,7 +69,7 @@ async def _teach(
 def _best_of_pool(run: Run, pool: Units) -> Answers:
     """Best of N by the oracle from the initial policy's samples; ties go to the earlier sample, and so does a prompt on
     which the oracle has no word."""
-    oracle = open_oracle(run.recipe.oracle, ledger_of(run))
+    oracle = open_oracle(run.recipe.oracle, lambda: ledger_of(run))
 
     async def answers(index: int, prompts: list[Prompt]) -> list[Response]:
         drawn: dict[str, list[Response]] = {prompt.id: [] for prompt in prompts}

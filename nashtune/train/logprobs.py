@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 
 from nashtune.errors import ModelError, TrainingError
 from nashtune.model.attention import Block, PackedLayout
-from nashtune.model.loading import Policy, load_model
+from nashtune.model.loading import load_model
+from nashtune.records import Policy
 from nashtune.train.packing import Answers, PackedBatch, fill, input_tokens, pack
 
 CHUNK_BYTES = {"cpu": 1 << 27, "cuda": 1 << 29}

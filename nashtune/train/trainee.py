@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from nashtune.errors import ModelError
-from nashtune.model.loading import DTYPES, Policy, bf16_is_fast, load_model, load_tokenizer, save_policy
+from nashtune.model.loading import DTYPES, bf16_is_fast, load_model, load_tokenizer, save_policy
 from nashtune.recipe import LoraSection, TrainSection
+from nashtune.records import Policy
 from nashtune.train.logprobs import check_architecture, response_logprobs
 from nashtune.train.packing import TrainingPair, pack
 

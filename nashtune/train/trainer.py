@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from nashtune.errors import TrainingError
-from nashtune.model.loading import Policy, default_device, fingerprint
+from nashtune.model.loading import default_device, fingerprint
 from nashtune.recipe import ObjectiveSection, TrainSection
+from nashtune.records import Policy
 from nashtune.seeds import content_hash, seed_for
 from nashtune.store.files import read_json, write_atomic, write_json
 from nashtune.train.checkpoint import last_checkpoint, remove_checkpoints, save_checkpoint
