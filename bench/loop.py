@@ -91,51 +91,91 @@ def sample_generate() -> Row:
     return meter.row(tokens)
 
 
-def training_rows(tokenizer: Any) -> list[dict[str, list[int]]]:
-    """Pairs with prompts of the quickstart and answers of 20 to 200 tokens."""
+def training_texts() -> list[dict[str, str]]:
+    """Pairs of answers of about 20 to 200 tokens to prompts of the quickstart."""
+    from itertools import islice
+
+    from nashtune.prompt_sets import PROMPT_SETS
+
     draw = random.Random(0)
-    asked = [ids for _, ids in prompts(tokenizer)]
+    asked = [item.prompt.text for item in islice(PROMPT_SETS["constraints"](0), 0, 9 * PAIRS, 9)]
+    words = sorted({word for text in asked for word in text.split()})
 
-    def answer() -> list[int]:
-        return [draw.randrange(100, 40_000) for _ in range(draw.randint(20, 200))]
+    def answer() -> str:
+        return " ".join(draw.choices(words, k=draw.randint(15, 150)))
 
-    return [{"prompt_ids": asked[i % len(asked)], "chosen_ids": answer(), "rejected_ids": answer()} for i in range(PAIRS)]
+    return [{"prompt": text, "chosen": answer(), "rejected": answer()} for text in asked]
 
 
 def train_native() -> Row:
+    from nashtune.model.loading import render
     from nashtune.recipe import ObjectiveSection, TrainSection
+    from nashtune.records import Message
     from nashtune.train.packing import TrainingPair
     from nashtune.train.trainer import TrainJob, train_policy
 
     policy, tokenizer = chat_model()
-    pairs = [
-        TrainingPair(str(i), *(tuple(row[n]) for n in ("prompt_ids", "chosen_ids", "rejected_ids")), 1.0, 0.0, None, None)
-        for i, row in enumerate(training_rows(tokenizer))
-    ]
+
+    def ids(text: str) -> tuple[int, ...]:
+        return (*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id)
+
+    def pair(number: int, row: dict[str, str]) -> TrainingPair:
+        prompt = tuple(render(tokenizer, [Message("user", row["prompt"])]))
+        return TrainingPair(str(number), prompt, ids(row["chosen"]), ids(row["rejected"]), 1.0, 0.0, None, None)
+
+    pairs = [pair(number, row) for number, row in enumerate(training_texts())]
     settings = TrainSection(batch_size=BATCH, learning_rate=5e-6, precision="autocast")
-    steps: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         objective = ObjectiveSection(name="dno-prct", alpha=0.0)
         job = TrainJob(pairs, policy, policy, objective, settings, 5e-6, 0, 1, place / "work", place / "policy")
         with Meter() as meter:
-            result = train_policy(job, lambda metrics: steps.append(metrics.seconds))
-    row = meter.row(result.tokens)
-    return row | {"step_wall_seconds": round(sum(steps), 2), "first_loss": None if not steps else round(result.metrics["loss"], 4)}
+            result = train_policy(job)
+    return meter.row(result.tokens) | {"mean_loss": round(result.metrics["loss"], 4)}
 
 
 def train_trl() -> Row:
+    """The whole job as a TRL user would run it: tokenise, reference pass, train, save."""
+    import torch
     from datasets import Dataset
-    from nashtune_trl import dpo_trainer
+    from trl import DPOConfig, DPOTrainer
+
+    from nashtune.model.loading import load_model
 
     policy, tokenizer = chat_model()
-    rows = training_rows(tokenizer)
+    rows = [
+        {"prompt": [{"role": "user", "content": row["prompt"]}]}
+        | {side: [{"role": "assistant", "content": row[side]}] for side in ("chosen", "rejected")}
+        for row in training_texts()
+    ]
+    model: Any = load_model(policy, torch.float32, attention="sdpa")
     with tempfile.TemporaryDirectory() as folder:
+        settings = DPOConfig(
+            output_dir=folder,
+            use_cpu=True,
+            bf16=True,
+            beta=0.1,
+            learning_rate=5e-6,
+            lr_scheduler_type="constant",
+            per_device_train_batch_size=8,
+            gradient_accumulation_steps=BATCH // 8,
+            num_train_epochs=1,
+            gradient_checkpointing=False,
+            precompute_ref_log_probs=True,
+            precompute_ref_batch_size=8,
+            train_sampling_strategy="group_by_length",
+            save_strategy="no",
+            logging_steps=1,
+            report_to=[],
+            disable_tqdm=True,
+        )
         with Meter() as meter:
-            trainer = dpo_trainer(policy, tokenizer, Dataset.from_list(rows), folder, BATCH)
-            trainer.train()
-        tokens = sum(len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in rows)
-    return meter.row(tokens)
+            data = Dataset.from_list(rows)
+            trainer = DPOTrainer(model=model, args=settings, train_dataset=data, processing_class=tokenizer)
+            done = trainer.train()
+            trainer.save_model(folder)
+        tokens = sum(len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in trainer.train_dataset)
+    return meter.row(tokens) | {"mean_loss": round(done.training_loss, 4)}
 
 
 PARTS = {f.__name__.replace("_", "-"): f for f in (sample_native, sample_generate, train_native, train_trl)}

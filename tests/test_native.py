@@ -11,6 +11,7 @@ from tiny_models import FAMILIES, WINDOW, tiny_model, tiny_tokenizer
 
 from nashtune.errors import ModelError, SamplingError
 from nashtune.model.attention import ATTENTION
+from nashtune.sample import slots as slots_module
 from nashtune.sample.engine import Completion, Request, SamplingParams
 from nashtune.sample.native import NativeEngine, open_native
 
@@ -162,15 +163,9 @@ def test_check_against_plain_forward(family: str, dtype: torch.dtype) -> None:
 
 def test_the_check_finds_a_wrong_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = make_engine("mistral")
-    for layer in engine.model.model.layers:
-        forward = layer.self_attn.forward
-        monkeypatch.setattr(
-            layer.self_attn, "forward", lambda *a, forward=forward, **k: (forward(*a, **k)[0] * 1.3, None)
-        )
-    engine.check_against_plain_forward()  # a change of the model itself is none of its business
-    from nashtune.sample import slots
-
-    monkeypatch.setattr(slots.SlotCache, "_bias", lambda self, window, dtype: torch.zeros(1, 1, 1, 1, dtype=dtype))
+    monkeypatch.setattr(
+        slots_module.SlotCache, "_bias", lambda self, window, dtype: torch.zeros(1, 1, 1, 1, dtype=dtype)
+    )
     with pytest.raises(ModelError, match="MistralForCausalLM: logits of the native engine differ"):
         engine.check_against_plain_forward()
 

@@ -75,7 +75,9 @@ def test_inverse_cdf_ends_and_zero_weights() -> None:
     for step in range(200):
         u = uniform(streams(50)[0], torch.full((50,), step), 0)
         assert (weights.gather(-1, inverse_cdf(weights, u)[:, None]) > 0).all()
-    assert (weights.gather(-1, inverse_cdf(weights, torch.full((50,), 1 - 2.0**-52).double())[:, None]) > 0).all()
+    assert (
+        weights.gather(-1, inverse_cdf(weights, torch.full((50,), 1 - 2.0**-52, dtype=torch.double))[:, None]) > 0
+    ).all()
 
 
 def test_uniform_is_uniform_and_depends_on_all_its_parts() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nashtune.errors import TrainingError
-from nashtune.train.packing import Plan, TrainingPair, fill, input_tokens, level, pack, plan_steps
+from nashtune.train.packing import Plan, TrainingPair, fill, input_tokens, level, pack, plan_steps, share
 
 
 def pair(name: str, prompt: int, chosen: int, rejected: int) -> TrainingPair:
@@ -32,7 +32,7 @@ def ids(pairs: list[TrainingPair], made: Plan) -> list[list[list[str]]]:
 
 def test_every_pair_once_an_epoch_in_batches_of_the_size_asked_for() -> None:
     made = plan(some_pairs(18))
-    assert sorted(sum(map(len, batch)) for batch in made.batches) == [2, 4, 4, 4, 4]
+    assert sorted(sum(map(len, batch)) for batch in made.batches) == [3, 3, 4, 4, 4]  # no small last batch
     assert sorted(i for batch in made.batches for micro in batch for i in micro) == list(range(18))
     assert sorted(made.order) == [0, 1, 2, 3, 4]
 
@@ -56,13 +56,31 @@ def test_seed_changes_the_plan() -> None:
     assert plan(some_pairs(30), seed=1) == plan(some_pairs(30), seed=1)
 
 
-def test_microbatches_keep_to_the_budget_and_sort_by_length() -> None:
+def test_microbatches_keep_to_the_budget_and_sort_by_cost() -> None:
     pairs = some_pairs(32)
     made = plan(pairs, batch_size=16, tokens=150)
     for batch in made.batches:
-        cost = [[input_tokens(pairs[i].answers()) for i in micro] for micro in batch]
+        cost = [[input_tokens(item) for item in share([pairs[i] for i in micro])[0]] for micro in batch]
         assert all(sum(c) <= 150 or len(c) == 1 for c in cost)
-        assert all(a <= b for a, b in pairwise(c for micro in cost for c in micro))
+        assert all(a <= b for a, b in pairwise(max(c) for c in cost))
+
+
+def test_pairs_of_a_prompt_stay_together() -> None:
+    pairs = [TrainingPair(f"{n}-{k}", (n,), (1, k), (2, k), 1.0, 0.0, None, None) for k in range(3) for n in range(20)]
+    for batch in plan(pairs, batch_size=6, tokens=24).batches:
+        prompts = [[pairs[i].prompt_ids for i in micro] for micro in batch]
+        assert len({p for micro in prompts for p in micro}) == 2  # 6 pairs of 2 prompts
+        assert all(a.isdisjoint(b) for a, b in pairwise(map(set, prompts)))
+
+
+def test_shared_prompts_and_answers_are_computed_once() -> None:
+    a = TrainingPair("a", (1, 2), (5, 6), (7,), 1.0, 0.0, None, None)
+    b = TrainingPair("b", (1, 2), (5, 6), (8, 9), 1.0, 0.0, None, None)
+    c = TrainingPair("c", (3,), (5, 6), (7,), 1.0, 0.0, None, None)
+    items, places = share([a, c, b])
+    assert items == [((1, 2), ((5, 6), (7,), (8, 9))), ((3,), ((5, 6), (7,)))]
+    assert places == [0, 1, 3, 4, 0, 2]
+    assert share([a, b], 1) == ([((1, 2), ((5, 6),))], [0, 0])
 
 
 def test_cost_counts_the_shared_prompt_once_and_no_last_tokens() -> None:

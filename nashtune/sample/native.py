@@ -218,7 +218,7 @@ class _Run:
                 yield from self._prefill()
             if not self.ready:
                 break
-            row = holes.pop() if holes else self.n
+            row = holes.pop(0) if holes else self.n  # lowest first, so that no newcomer is moved by closing up
             self.n = max(self.n, row + 1)
             newcomers[row] = self.ready.popleft()
         if newcomers:

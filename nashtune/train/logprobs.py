@@ -21,7 +21,7 @@ from nashtune.model.loading import load_model
 from nashtune.records import Policy
 from nashtune.train.packing import Answers, PackedBatch, fill, input_tokens, pack
 
-CHUNK_BYTES = {"cpu": 1 << 27, "cuda": 1 << 29}
+CHUNK_BYTES = {"cpu": 1 << 26, "cuda": 1 << 29}
 """fp32 logits held at once; about 2.5 times as much is needed while they turn into gradients."""
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby, pairwise
 from typing import TYPE_CHECKING
 
 from nashtune.errors import TrainingError
@@ -62,9 +63,10 @@ def input_tokens(answers: Answers) -> int:
 def plan_steps(
     pairs: Sequence[TrainingPair], *, batch_size: int, microbatch_tokens: int, epochs: int, seed: int, sides: int = 2
 ) -> Plan:
-    """A pure function of its arguments: pairs are shuffled by a hash of (seed, id), cut into batches of ``batch_size``
-    (the last one smaller), each batch into micro-batches of pairs of similar length and at most ``microbatch_tokens``
-    tokens (a longer pair is alone). Every epoch visits the same batches in its own order.
+    """A pure function of its arguments. Prompts are shuffled by a hash of (seed, ids of their pairs), and the pairs of a
+    prompt stay together, so that ``share`` computes prompt and repeated answers once. The pairs are cut into batches of
+    equal size (to one pair, at most ``batch_size``), each batch into micro-batches of prompts of similar cost and at most
+    ``microbatch_tokens`` tokens (a costlier prompt is alone). Every epoch visits the same batches in its own order.
 
     Raises TrainingError where there are no pairs or an id occurs twice.
     """
@@ -73,13 +75,16 @@ def plan_steps(
     ids = [pair.id for pair in pairs]
     if len(set(ids)) < len(ids):
         raise TrainingError(f"pair id {next(i for i in ids if ids.count(i) > 1)!r} occurs more than once")
-    shuffled = sorted(range(len(pairs)), key=lambda i: (seed_for(seed, "pairs", ids[i]), ids[i]))
-    cost = [input_tokens(pair.answers(sides)) for pair in pairs]
+    rank = [(seed_for(seed, "pairs", name), name) for name in ids]
+    first: dict[tuple[int, ...], tuple[int, str]] = {}
+    for pair, place in zip(pairs, rank, strict=True):
+        first[pair.prompt_ids] = min(place, first.get(pair.prompt_ids, place))
+    shuffled = sorted(range(len(pairs)), key=lambda i: (first[pairs[i].prompt_ids], rank[i]))
+    count = -(-len(pairs) // batch_size)
+    cuts = [len(pairs) * n // count for n in range(count + 1)]
     batches = tuple(
-        tuple(
-            fill(sorted(shuffled[start : start + batch_size], key=lambda i: (cost[i], ids[i])), cost, microbatch_tokens)
-        )
-        for start in range(0, len(pairs), batch_size)
+        tuple(_microbatches([shuffled[i] for i in range(start, end)], pairs, microbatch_tokens, sides))
+        for start, end in pairwise(cuts)
     )
     order = [
         batch
@@ -87,6 +92,29 @@ def plan_steps(
         for batch in sorted(range(len(batches)), key=lambda b: seed_for(seed, "epoch", epoch, b))
     ]
     return Plan(batches, tuple(order))
+
+
+def _microbatches(
+    batch: Sequence[int], pairs: Sequence[TrainingPair], budget: int, sides: int
+) -> Iterator[tuple[int, ...]]:
+    """Cut a batch between prompts; each prompt costs what ``share`` leaves of its pairs."""
+    groups = [list(group) for _, group in groupby(batch, key=lambda i: pairs[i].prompt_ids)]
+    costs = [sum(map(input_tokens, share([pairs[i] for i in group], sides)[0])) for group in groups]
+    similar = sorted(range(len(groups)), key=lambda g: (costs[g], pairs[groups[g][0]].id))
+    for chosen in level(similar, costs, budget):
+        yield tuple(i for g in chosen for i in groups[g])
+
+
+def share(pairs: Sequence[TrainingPair], sides: int = 2) -> tuple[list[Answers], list[int]]:
+    """What has to be computed for ``pairs``: each distinct prompt once, with its distinct answers; and for every pair's
+    answers in turn (``sides`` each) the place of that answer's log-prob in the result of ``response_logprobs``."""
+    wanted = [(pair.prompt_ids, answer) for pair in pairs for answer in (pair.chosen_ids, pair.rejected_ids)[:sides]]
+    found: dict[tuple[int, ...], dict[tuple[int, ...], None]] = {}
+    for prompt, answer in wanted:
+        found.setdefault(prompt, {})[answer] = None
+    distinct = ((prompt, answer) for prompt, answers in found.items() for answer in answers)
+    place = {key: number for number, key in enumerate(distinct)}
+    return [(prompt, tuple(answers)) for prompt, answers in found.items()], [place[key] for key in wanted]
 
 
 def fill(items: Sequence[int], cost: Sequence[int], budget: int) -> list[tuple[int, ...]]:

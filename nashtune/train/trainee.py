@@ -18,7 +18,7 @@ from nashtune.model.loading import DTYPES, bf16_is_fast, load_model, load_tokeni
 from nashtune.recipe import LoraSection, TrainSection
 from nashtune.records import Policy
 from nashtune.train.logprobs import check_architecture, response_logprobs
-from nashtune.train.packing import TrainingPair, pack
+from nashtune.train.packing import TrainingPair, pack, share
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -82,9 +82,10 @@ class Trainee:
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
     def forward(self, pairs: Sequence[TrainingPair], sides: int = 2) -> Tensor:
-        """Log-probs of the pairs' answers [n, sides], in nats."""
-        batch = pack([pair.answers(sides) for pair in pairs], self.model.device)
-        return response_logprobs(self.model, batch, self.precision.autocast).view(-1, sides)
+        """Log-probs of the pairs' answers [n, sides], in nats; what pairs have in common is computed once."""
+        items, places = share(pairs, sides)
+        logprobs = response_logprobs(self.model, pack(items, self.model.device), self.precision.autocast)
+        return logprobs[torch.tensor(places, device=logprobs.device)].view(-1, sides)
 
     def _to_weights_dtype(self) -> None:
         if self.precision.weights == torch.float32:
@@ -103,7 +104,7 @@ class Trainee:
         else:
             for name, parameter in model.named_parameters():
                 parameter.data = self.masters.get(name, parameter.data)
-        save_policy(model, tokenizer, output, DTYPES[section.save_dtype])
+        save_policy(model.to(DTYPES[section.save_dtype]), tokenizer, output)  # type: ignore[arg-type]
 
     def _merged(self, policy: Policy, section: LoraSection, folder: Path, seed: int) -> PreTrainedModel:
         adapted = self.adapted

@@ -200,11 +200,11 @@ class _Training:
             pairs = [self.job.pairs[i] for i in microbatch]
             stored = {name: values[list(microbatch)].to(trainee.model.device) for name, values in references.items()}
             losses, terms = self._losses(trainee.forward(pairs, self.objective.sides), stored, pairs)
-            if step == 0 and number == 0 and references and all(map(self._is_policy, references)):
-                self._check_start(terms)
             rows += terms
             if not all(math.isfinite(row["loss"]) for row in terms):
                 self._refuse(step, "the loss", rows)
+            if step == 0 and number == 0 and references and all(map(self._is_policy, references)):
+                self._check_start(terms)
             (losses.sum() / size).backward()
         norm = optimizer.clip()
         if not math.isfinite(norm):

@@ -1,0 +1,58 @@
+"""A tiny policy on disk and pairs that it can learn, for tests of training."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+from tiny_chat import byte_tokenizer
+from tiny_models import tiny_model
+
+from nashtune.model.loading import fingerprint
+from nashtune.recipe import ObjectiveSection, TrainSection
+from nashtune.records import Policy
+from nashtune.train.packing import TrainingPair
+from nashtune.train.trainer import TrainJob
+
+
+def tiny_policy(folder: Path, family: str = "llama", seed: int = 0, **overrides: Any) -> Policy:
+    """Random weights and a byte tokenizer, saved as a transformers folder."""
+    model = tiny_model(family, seed=seed, attn_implementation="eager", **overrides)
+    model.save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return Policy(folder, fingerprint(folder), folder.name)
+
+
+def learnable_pairs(count: int) -> list[TrainingPair]:
+    """Chosen answers are of low tokens, rejected ones of high tokens; all of different lengths."""
+    draw = random.Random(7)
+
+    def ids(low: int, high: int, least: int, most: int) -> tuple[int, ...]:
+        return tuple(draw.randrange(low, high) for _ in range(draw.randint(least, most)))
+
+    return [
+        TrainingPair(f"p{i}", ids(5, 200, 3, 12), ids(5, 60, 1, 14), ids(100, 160, 1, 14), 0.9, 0.2, 5.0, 2.0)
+        for i in range(count)
+    ]
+
+
+def tiny_job(
+    folder: Path, policy: Policy, pairs: list[TrainingPair], *, initial: Policy | None = None, **changes: Any
+) -> TrainJob:
+    """A job of small batches; ``changes`` go to the train section, except objective, alpha, beta, learning_rate."""
+    objective = {key: changes.pop(key) for key in ("name", "alpha", "beta") if key in changes}
+    rate = changes.pop("learning_rate", 1e-3)
+    section = {"batch_size": 4, "microbatch_tokens": 64, "precision": "float32", "checkpoint_steps": 2} | changes
+    return TrainJob(
+        pairs=pairs,
+        policy=policy,
+        initial=initial or policy,
+        objective=ObjectiveSection(**objective),
+        train=TrainSection(**section),
+        learning_rate=rate,
+        seed=3,
+        iteration=1,
+        folder=folder / "train",
+        output=folder / "policy",
+    )
