@@ -45,8 +45,8 @@ def prompts(tokenizer: Any) -> list[tuple[Any, list[int]]]:
 def sample_native() -> Row:
     import torch
 
-    from nashtune.sample.engine import Request, SamplingParams
-    from nashtune.sample.native import open_native
+    from nashtune.sampling.engine import Request, SamplingParams
+    from nashtune.sampling.native import open_native
     from nashtune.seeds import seed_for
 
     policy, tokenizer = chat_model()
@@ -111,8 +111,8 @@ def train_native() -> Row:
     from nashtune.model.loading import render
     from nashtune.recipe import ObjectiveSection, TrainSection
     from nashtune.records import Message
-    from nashtune.train.packing import TrainingPair
-    from nashtune.train.trainer import TrainJob, train_policy
+    from nashtune.training.packing import TrainingPair
+    from nashtune.training.trainer import TrainJob, train_policy
 
     policy, tokenizer = chat_model()
 
@@ -211,10 +211,15 @@ def main() -> None:
         for iteration, seconds in stages.items():
             print(f"iteration {iteration}: " + ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items()))
     rate = {name: row["tokens_per_cpu_second"] for name, row in rows.items()}
+    memory = rows["train-native"]["peak_gb"] / rows["train-trl"]["peak_gb"]
     bars = {
         "sampling vs generate": (rate["sample-native"] / rate["sample-generate"], lambda x: x >= 2, "at least 2"),
         "training vs TRL": (rate["train-native"] / rate["train-trl"], lambda x: x >= 3, "at least 3"),
-        "training memory vs TRL": (rows["train-native"]["peak_gb"] / rows["train-trl"]["peak_gb"], lambda x: x <= 0.6, "at most 0.6"),
+        "training memory vs TRL": (
+            rows["train-native"]["peak_gb"] / rows["train-trl"]["peak_gb"],
+            lambda x: x <= 0.6,
+            "at most 0.6",
+        ),
         "quickstart seconds": (sum(sum(s.values()) for s in stages.values()), lambda x: x <= 360, "at most 360"),
     }
     finish({"parts": rows, "seconds_per_stage": stages}, bars, options.json)

@@ -46,12 +46,10 @@ _TOPICS = (
 
 _INSTRUCTIONS: tuple[tuple[str, tuple[tuple[str, dict[str, Any]], ...]], ...] = (
     ("Answer in all lowercase letters.", (("lowercase", {}),)),
-    ("Answer in all capital letters.", (("uppercase", {}),)),
     (
         "Answer in exactly one sentence of at most 15 words.",
         (("sentences_exactly", {"n": 1}), ("words_at_most", {"n": 15})),
     ),
-    ("Answer in exactly two sentences.", (("sentences_exactly", {"n": 2}),)),
     (
         "Answer with exactly three bullet points, each starting with '- ', and nothing else.",
         (("bullets_exactly", {"n": 3, "marker": "-", "only": True}),),
@@ -64,7 +62,9 @@ _INSTRUCTIONS: tuple[tuple[str, tuple[tuple[str, dict[str, Any]], ...]], ...] = 
     ("End your answer with the word DONE.", (("ends_with", {"phrase": "DONE", "allow_stop": True}),)),
     ("End your answer with a question mark.", (("ends_with_question", {}),)),
     ("Do not use any commas.", (("no_commas", {}),)),
-    ("Wrap your whole answer in double quotation marks.", (("quoted", {}),)),
+    ("Start your answer with the words 'Did you know'.", (("starts_with", {"phrase": "Did you know"}),)),
+    ("Use the words 'for example' in your answer.", (("include_keywords", {"keywords": ["for example"]}),)),
+    ("Use the word 'amazing' in your answer.", (("include_keywords", {"keywords": ["amazing"]}),)),
     ("Use the word 'because' in your answer.", (("include_keywords", {"keywords": ["because"]}),)),
 )
 

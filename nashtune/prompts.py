@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from nashtune.errors import PromptError
-from nashtune.judge.instructions import validate_constraint
+from nashtune.judging.instructions import validate_constraint
 from nashtune.prompt_dedupe import near_duplicates
 from nashtune.prompt_sets import PROMPT_SETS
 from nashtune.prompt_sources import BUILT_IN, Row, read_rows

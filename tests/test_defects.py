@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from nashtune.errors import SamplingError
 from nashtune.recipe import DefectsSection
 from nashtune.records import Finish
-from nashtune.sample.defects import find_defects, repeat_share, word_count
+from nashtune.sampling.defects import find_defects, repeat_share, word_count
 
 ENGLISH = (
     "The Danube rises in the Black Forest and flows through ten countries before it reaches the sea. "

@@ -16,7 +16,7 @@ LAYERS = [
     ["recipe"],
     ["store", "model", "prompt_sources", "prompt_sets", "prompt_dedupe"],
     ["run", "scale", "starter"],
-    ["prompts", "sample", "judge", "pairs", "train", "evaluate", "report"],
+    ["prompts", "sampling", "judging", "pairs", "training", "evaluate", "report"],
     ["stages", "show"],
     ["loop", "chat", "doctor"],
     ["cli"],
@@ -24,11 +24,11 @@ LAYERS = [
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # Which parts of a lower layer a part may use within its own layer, with the reason.
 ALLOWED = {
-    ("prompt_sets", "judge"): "a built-in prompt names instructions that the rules oracle checks",
-    ("prompts", "judge"): "a row's constraints are validated where they are defined",
-    ("prompt_sources", "judge"): "a row's constraints are validated where they are defined",
-    ("sample", "judge"): "the remote engine sends its calls through the dispatcher of paid calls",
-    ("sample", "scale"): "the sampler is a work-unit role",
+    ("prompt_sets", "judging"): "a built-in prompt names instructions that the rules oracle checks",
+    ("prompts", "judging"): "a row's constraints are validated where they are defined",
+    ("prompt_sources", "judging"): "a row's constraints are validated where they are defined",
+    ("sampling", "judging"): "the remote engine sends its calls through the dispatcher of paid calls",
+    ("sampling", "scale"): "the sampler is a work-unit role",
     ("prompts", "prompt_sets"): "built-in sources",
 }
 
@@ -79,8 +79,8 @@ FAST = [
     "pairs",
     "prompts",
     "show",
-    "judge.rules",
-    "judge.rubric",
+    "judging.rules",
+    "judging.rubric",
     "evaluate.winrate",
     "report.html",
 ]

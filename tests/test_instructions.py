@@ -1,8 +1,8 @@
 import pytest
 
 from nashtune.errors import PromptError
-from nashtune.judge.instructions import KINDS, check, validate_constraint
-from nashtune.judge.text_units import bullets, paragraphs, sentences, words
+from nashtune.judging.instructions import KINDS, check, validate_constraint
+from nashtune.judging.text_units import bullets, paragraphs, sentences, words
 from nashtune.records import Constraint
 
 THREE_BULLETS = "- red\n- green\n- blue"

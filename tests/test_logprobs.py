@@ -10,9 +10,9 @@ from tiny_models import FAMILIES, tiny_model
 from transformers import CohereConfig, CohereForCausalLM, PreTrainedModel
 
 from nashtune.errors import ModelError, TrainingError
-from nashtune.train import logprobs
-from nashtune.train.logprobs import Head, check_architecture, check_fits, response_logprobs, score_responses
-from nashtune.train.packing import pack
+from nashtune.training import logprobs
+from nashtune.training.logprobs import Head, check_architecture, check_fits, response_logprobs, score_responses
+from nashtune.training.packing import pack
 
 
 def ids(count: int, start: int) -> list[int]:

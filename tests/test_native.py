@@ -11,9 +11,9 @@ from tiny_models import FAMILIES, WINDOW, tiny_model, tiny_tokenizer
 
 from nashtune.errors import ModelError, SamplingError
 from nashtune.model.attention import ATTENTION
-from nashtune.sample import slots as slots_module
-from nashtune.sample.engine import Completion, Request, SamplingParams
-from nashtune.sample.native import NativeEngine, open_native
+from nashtune.sampling import slots as slots_module
+from nashtune.sampling.engine import Completion, Request, SamplingParams
+from nashtune.sampling.native import NativeEngine, open_native
 
 END = 2
 GREEDY = SamplingParams(temperature=0, max_new_tokens=30)

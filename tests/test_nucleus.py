@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from nashtune.sample.engine import SamplingParams
-from nashtune.sample.nucleus import BLOCK, TokenSampler, inverse_cdf, nucleus, uniform
+from nashtune.sampling.engine import SamplingParams
+from nashtune.sampling.nucleus import BLOCK, TokenSampler, inverse_cdf, nucleus, uniform
 
 DRAWS = 200_000
 
@@ -100,7 +100,7 @@ def test_uniform_is_uniform_and_depends_on_all_its_parts() -> None:
 
 def test_splitmix_reference_value() -> None:
     # Published first outputs of SplitMix64 from state 0: the scramble of the golden-ratio increment.
-    from nashtune.sample.nucleus import _scramble, _signed
+    from nashtune.sampling.nucleus import _scramble, _signed
 
     golden = torch.tensor([_signed(0x9E3779B97F4A7C15), _signed(0x3C6EF372FE94F82A)])
     assert [x % (1 << 64) for x in _scramble(golden).tolist()] == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4]

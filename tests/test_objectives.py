@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nashtune.errors import TrainingError
-from nashtune.train.objectives import OBJECTIVES, LossTerms, Objective, PairTerms, Sides, preference_loss
+from nashtune.training.objectives import OBJECTIVES, LossTerms, Objective, PairTerms, Sides, preference_loss
 
 LN2 = math.log(2)
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nashtune.errors import TrainingError
-from nashtune.train.packing import Plan, TrainingPair, fill, input_tokens, level, pack, plan_steps, share
+from nashtune.training.packing import Plan, TrainingPair, fill, input_tokens, level, pack, plan_steps, share
 
 
 def pair(name: str, prompt: int, chosen: int, rejected: int) -> TrainingPair:

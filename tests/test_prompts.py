@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nashtune.errors import PromptError
-from nashtune.judge.instructions import validate_constraint
+from nashtune.judging.instructions import validate_constraint
 from nashtune.prompt_dedupe import near_duplicates
 from nashtune.prompt_sets import PROMPT_SETS
 from nashtune.prompts import load_prompts

@@ -9,11 +9,11 @@ import pytest
 from judge_server import JudgeServer
 
 from nashtune.errors import OracleError, SamplingError
-from nashtune.judge.dispatch import CallRefusedError, ChatRequest, Dispatcher
+from nashtune.judging.dispatch import CallRefusedError, ChatRequest, Dispatcher
 from nashtune.recipe import EngineSection
 from nashtune.records import Message
-from nashtune.sample.engine import Request, SamplingParams
-from nashtune.sample.remote import RemoteEngine
+from nashtune.sampling.engine import Request, SamplingParams
+from nashtune.sampling.remote import RemoteEngine
 from nashtune.store.ledger import Ledger
 
 REQUEST = ChatRequest((Message("user", "What is rain?"),), temperature=0.0, max_tokens=20)

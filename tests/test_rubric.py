@@ -7,9 +7,9 @@ from judge_server import JudgeServer, answers_in, score
 
 from nashtune import recipe
 from nashtune.errors import OracleError
-from nashtune.judge import rubric
-from nashtune.judge.dispatch import Choice, Dispatcher
-from nashtune.judge.rubric import (
+from nashtune.judging import rubric
+from nashtune.judging.dispatch import Choice, Dispatcher
+from nashtune.judging.rubric import (
     RubricOracle,
     UnusableReply,
     presentation_order,

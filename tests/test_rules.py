@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nashtune.errors import OracleError
-from nashtune.judge.rules import RulesOracle, names_topic, preference, talks_about_instruction
+from nashtune.judging.rules import RulesOracle, names_topic, preference, talks_about_instruction
 from nashtune.prompt_sets import PROMPT_SETS
 from nashtune.recipe import parse_recipe
 from nashtune.records import Constraint, Message, Prompt, Response

@@ -3,10 +3,10 @@ import math
 import time
 
 from nashtune import recipe
-from nashtune.judge.scripted import ScriptedOracle
+from nashtune.judging.scripted import ScriptedOracle
 from nashtune.records import Message, Prompt, Response
-from nashtune.sample.engine import Request, SamplingParams
-from nashtune.sample.scripted import END_TOKEN, VOCABULARY, ScriptedEngine
+from nashtune.sampling.engine import Request, SamplingParams
+from nashtune.sampling.scripted import END_TOKEN, VOCABULARY, ScriptedEngine
 
 PROMPT = Prompt.make([Message("user", "What is rain?")])
 

@@ -95,7 +95,10 @@ def test_atomic_writing_replaces_and_leaves_nothing_behind(tmp_path: Path) -> No
 
 
 def test_a_lock_names_its_holder_and_dies_with_it(tmp_path: Path) -> None:
-    code = f"import sys; from nashtune.store.files import exclusive; from pathlib import Path\nwith exclusive(Path({str(tmp_path / 'lock')!r})): print('held', flush=True); sys.stdin.read()"
+    code = (
+        "import sys; from pathlib import Path; from nashtune.store.files import exclusive\n"
+        f"with exclusive(Path({str(tmp_path / 'lock')!r})): print('held', flush=True); sys.stdin.read()"
+    )
     holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"

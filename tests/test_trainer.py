@@ -17,10 +17,10 @@ from nashtune.errors import ModelError, TrainingError
 from nashtune.model.loading import load_model
 from nashtune.recipe import LoraSection, TrainSection
 from nashtune.records import Policy
-from nashtune.train.logprobs import score_responses
-from nashtune.train.optimizer import Optimizer, learning_rate
-from nashtune.train.packing import TrainingPair
-from nashtune.train.trainer import StepMetrics, train_policy
+from nashtune.training.logprobs import score_responses
+from nashtune.training.optimizer import Optimizer, learning_rate
+from nashtune.training.packing import TrainingPair
+from nashtune.training.trainer import StepMetrics, train_policy
 
 LN2 = math.log(2)
 

@@ -19,8 +19,8 @@ from tiny_pairs import learnable_pairs, tiny_job, tiny_policy
 from nashtune.errors import StoreError, TrainingError
 from nashtune.recipe import LoraSection
 from nashtune.records import Policy
-from nashtune.train.references import ReferenceShards
-from nashtune.train.trainer import StepMetrics, TrainJob, train_policy
+from nashtune.training.references import ReferenceShards
+from nashtune.training.trainer import StepMetrics, TrainJob, train_policy
 
 KINDS: dict[str, dict[str, Any]] = {
     "float32": {},
@@ -90,7 +90,7 @@ from pathlib import Path
 import torch
 from test_trainer_resume import six_steps
 from nashtune.records import Policy
-from nashtune.train.trainer import train_policy
+from nashtune.training.trainer import train_policy
 torch.set_num_threads(int(sys.argv[4]))
 policy = Policy(Path(sys.argv[1]), sys.argv[2], "zero")
 train_policy(six_steps(Path(sys.argv[3]), policy), lambda m: m.step == 3 and os.kill(os.getpid(), signal.SIGKILL))
@@ -167,7 +167,7 @@ def test_damaged_and_missing_shards_are_named(policy: Policy, tmp_path: Path) ->
 
 
 def test_shards_are_written_for_every_group_of_batches(tmp_path: Path) -> None:
-    from nashtune.train.packing import plan_steps
+    from nashtune.training.packing import plan_steps
 
     pairs = learnable_pairs(41)
     plan = plan_steps(pairs, batch_size=4, microbatch_tokens=64, epochs=1, seed=0)

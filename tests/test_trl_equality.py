@@ -11,9 +11,9 @@ from tiny_chat import byte_tokenizer
 from tiny_models import tiny_model
 from tiny_pairs import learnable_pairs
 
-from nashtune.train.logprobs import response_logprobs
-from nashtune.train.objectives import OBJECTIVES, PairTerms, Sides, preference_loss
-from nashtune.train.packing import TrainingPair, pack
+from nashtune.training.logprobs import response_logprobs
+from nashtune.training.objectives import OBJECTIVES, PairTerms, Sides, preference_loss
+from nashtune.training.packing import TrainingPair, pack
 
 pytest.importorskip("trl")
 BETA = 0.2

@@ -123,7 +123,7 @@ def _convert_gguf(file: Path) -> Path:
     # transformers refuses to save a model it loaded from GGUF; a model built from the config with the same weights is fine.
     config = loaded.config
     if hasattr(config, "quantization_config"):  # the weights are plain now
-        del config.quantization_config
+        delattr(config, "quantization_config")
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.load_state_dict(loaded.state_dict())
     model.generation_config.eos_token_id = loaded.config.eos_token_id

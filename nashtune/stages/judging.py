@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
-from nashtune.judge.oracle import Oracle
-from nashtune.judge.registry import open_oracle
+from nashtune.judging.oracle import Oracle
+from nashtune.judging.registry import open_oracle
 from nashtune.records import Judgment
 from nashtune.run import Run, Stage
 from nashtune.scale.local import Unit

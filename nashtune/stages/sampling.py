@@ -6,10 +6,10 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from nashtune.judge.registry import oracle_needs
+from nashtune.judging.registry import oracle_needs
 from nashtune.records import LogProb, Policy, Prompt, Response
 from nashtune.run import Run, Stage
-from nashtune.sample.role import Sampler
+from nashtune.sampling.role import Sampler
 from nashtune.scale.local import Facts, Unit, Work
 from nashtune.seeds import content_hash
 from nashtune.stages.candidates import Group, PromptPart, Units
@@ -74,7 +74,7 @@ class Scorer:
 
     def open(self) -> Work:
         from nashtune.model.loading import load_model, load_tokenizer, pick_dtype, render
-        from nashtune.train.logprobs import score_responses
+        from nashtune.training.logprobs import score_responses
 
         model = load_model(self.policy, pick_dtype(self.dtype))  # type: ignore[arg-type]
         tokenizer = load_tokenizer(self.policy)

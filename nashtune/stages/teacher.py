@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from nashtune.judge.registry import open_oracle
+from nashtune.judging.registry import open_oracle
 from nashtune.recipe import BestOfN, RemoteTeacher
 from nashtune.records import Finish, Prompt, Response
 from nashtune.run import Run, Stage
-from nashtune.sample.defects import find_defects
-from nashtune.sample.engine import Request, SamplingParams
+from nashtune.sampling.defects import find_defects
+from nashtune.sampling.engine import Request, SamplingParams
 from nashtune.scale.local import Unit
 from nashtune.seeds import content_hash, seed_for
 from nashtune.stages.candidates import Candidates, Group, PromptPart, Units
@@ -116,12 +116,12 @@ class _Answerer:
             return [(prompt.teacher or "", finish) for prompt in prompts]
         requests = [Request(p.id, p.messages, (), (seed_for(self.run.recipe.seed, "teacher", p.id),)) for p in prompts]
         if isinstance(self.teacher, RemoteTeacher):
-            from nashtune.sample.remote import RemoteEngine
+            from nashtune.sampling.remote import RemoteEngine
 
             engine = RemoteEngine(self.teacher.engine, ledger_of(self.run))
             params = SamplingParams(self.teacher.temperature, 1.0, 0, self.teacher.max_new_tokens)
         else:
-            from nashtune.sample.scripted import ScriptedEngine
+            from nashtune.sampling.scripted import ScriptedEngine
 
             engine = ScriptedEngine()
             params = SamplingParams(max_new_tokens=self.run.recipe.sampling.max_new_tokens)

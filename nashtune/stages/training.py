@@ -19,8 +19,8 @@ from nashtune.store import tables
 from nashtune.store.files import write_atomic
 
 if TYPE_CHECKING:
-    from nashtune.train.packing import TrainingPair
-    from nashtune.train.trainer import StepMetrics, TrainJob
+    from nashtune.training.packing import TrainingPair
+    from nashtune.training.trainer import StepMetrics, TrainJob
 
 
 def make_pairs(run: Run, judgments: Judgments) -> list[Pair]:
@@ -90,7 +90,7 @@ def train(run: Run, iteration: int, pairs: Iterable[Pair]) -> Policy:
         recipe.seed,
     )
     if not stage.done(*inputs):
-        from nashtune.train.trainer import TrainJob, train_policy
+        from nashtune.training.trainer import TrainJob, train_policy
 
         engine_of(run).release()
         job = TrainJob(
@@ -129,7 +129,7 @@ def _step_progress(job: TrainJob, tick: Callable[[], None]) -> Iterator[Callable
 def _with_tokens(run: Run, pairs: list[Pair], initial: Policy) -> Iterator[TrainingPair]:
     """Pairs with the token ids of prompt and answers, as sampled."""
     from nashtune.model.loading import load_tokenizer, render
-    from nashtune.train.packing import TrainingPair
+    from nashtune.training.packing import TrainingPair
 
     tokenizer = load_tokenizer(initial)
     tokens: dict[str, tuple[int, ...]] = {}

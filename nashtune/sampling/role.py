@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from nashtune.recipe import SamplingSection
 from nashtune.records import Policy, Prompt, Response, Source
-from nashtune.sample.defects import find_defects
-from nashtune.sample.engine import Engine, Request, SamplingParams
+from nashtune.sampling.defects import find_defects
+from nashtune.sampling.engine import Engine, Request, SamplingParams
 from nashtune.scale.local import Facts, Unit, Work
 from nashtune.seeds import content_hash, seed_for
 from nashtune.store import tables
@@ -51,11 +51,11 @@ class Sampler:
 
     def open(self) -> Work:
         if self.sampling.engine == "scripted":
-            from nashtune.sample.scripted import ScriptedEngine
+            from nashtune.sampling.scripted import ScriptedEngine
 
             return _Worker(self, ScriptedEngine(), None)
         from nashtune.model.loading import end_token_ids, load_tokenizer, pick_dtype, stop_token_ids
-        from nashtune.sample.native import open_native
+        from nashtune.sampling.native import open_native
 
         assert self.policy is not None
         engine = open_native(self.policy, pick_dtype(self.sampling.dtype), self.sampling.slots)

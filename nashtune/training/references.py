@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nashtune.errors import StoreError
 from nashtune.store.files import create_once
-from nashtune.train.packing import Plan, TrainingPair
+from nashtune.training.packing import Plan, TrainingPair
 
 SHARD_BATCHES = 8
 SCHEMA = pa.schema({"pair_id": pa.string(), "chosen": pa.float32(), "rejected": pa.float32()})

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from nashtune.judge.oracle import Oracle
-from nashtune.judge.rules import RulesOracle
-from nashtune.judge.scripted import ScriptedOracle
+from nashtune.judging.oracle import Oracle
+from nashtune.judging.rules import RulesOracle
+from nashtune.judging.scripted import ScriptedOracle
 from nashtune.recipe import Oracle as OracleSection
 from nashtune.recipe import RubricOracle as RubricSection
 from nashtune.recipe import RulesOracle as RulesSection
@@ -21,8 +21,8 @@ def open_oracle(section: OracleSection, ledger: Callable[[], Ledger]) -> Oracle:
     if isinstance(section, RulesSection):
         return RulesOracle(section)
     if isinstance(section, RubricSection):
-        from nashtune.judge.dispatch import Dispatcher
-        from nashtune.judge.rubric import RubricOracle
+        from nashtune.judging.dispatch import Dispatcher
+        from nashtune.judging.rubric import RubricOracle
 
         return RubricOracle(section, Dispatcher(section.engine, ledger()))
     return ScriptedOracle(section)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nashtune.errors import TrainingError
 from nashtune.store.files import read_json, write_json
-from nashtune.train.optimizer import Optimizer
+from nashtune.training.optimizer import Optimizer
 
 PREFIX = "checkpoint-"
 

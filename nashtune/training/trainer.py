@@ -22,14 +22,14 @@ from nashtune.recipe import ObjectiveSection, TrainSection
 from nashtune.records import Policy
 from nashtune.seeds import content_hash, seed_for
 from nashtune.store.files import read_json, write_atomic, write_json
-from nashtune.train.checkpoint import last_checkpoint, remove_checkpoints, save_checkpoint
-from nashtune.train.logprobs import check_fits
-from nashtune.train.machine import deterministic, peak_memory_gb
-from nashtune.train.objectives import OBJECTIVES, PairTerms, Sides, preference_loss
-from nashtune.train.optimizer import Optimizer, learning_rate
-from nashtune.train.packing import Plan, TrainingPair, plan_steps
-from nashtune.train.references import ReferenceShards
-from nashtune.train.trainee import Precision, Trainee
+from nashtune.training.checkpoint import last_checkpoint, remove_checkpoints, save_checkpoint
+from nashtune.training.logprobs import check_fits
+from nashtune.training.machine import deterministic, peak_memory_gb
+from nashtune.training.objectives import OBJECTIVES, PairTerms, Sides, preference_loss
+from nashtune.training.optimizer import Optimizer, learning_rate
+from nashtune.training.packing import Plan, TrainingPair, plan_steps
+from nashtune.training.references import ReferenceShards
+from nashtune.training.trainee import Precision, Trainee
 
 STEP_ZERO_TOLERANCE = 1e-3
 """Nats by which a pair's log-ratio may differ between policy and reference while they are the same model."""

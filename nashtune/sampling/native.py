@@ -16,10 +16,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from nashtune.errors import ModelError, SamplingError
 from nashtune.model.attention import ATTENTION, Block, PackedLayout
 from nashtune.model.loading import Policy, end_token_ids, load_model, load_tokenizer
-from nashtune.sample.engine import Completion, Request, SamplingParams
-from nashtune.sample.nucleus import TokenSampler
-from nashtune.sample.slots import PromptCache, SlotCache
-from nashtune.sample.support import check_params, context_limit, refuse_unsupported
+from nashtune.sampling.engine import Completion, Request, SamplingParams
+from nashtune.sampling.nucleus import TokenSampler
+from nashtune.sampling.slots import PromptCache, SlotCache
+from nashtune.sampling.support import check_params, context_limit, refuse_unsupported
 
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 

@@ -17,8 +17,8 @@ from nashtune.errors import ModelError
 from nashtune.model.loading import DTYPES, bf16_is_fast, load_model, load_tokenizer, save_policy
 from nashtune.recipe import LoraSection, TrainSection
 from nashtune.records import Policy
-from nashtune.train.logprobs import check_architecture, response_logprobs
-from nashtune.train.packing import TrainingPair, pack, share
+from nashtune.training.logprobs import check_architecture, response_logprobs
+from nashtune.training.packing import TrainingPair, pack, share
 
 if TYPE_CHECKING:
     from peft import PeftModel

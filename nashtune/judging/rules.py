@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from nashtune import recipe
 from nashtune.errors import OracleError
-from nashtune.judge.instructions import check
-from nashtune.judge.text_units import words
+from nashtune.judging.instructions import check
+from nashtune.judging.text_units import words
 from nashtune.records import Judgment, Prompt, Response
 from nashtune.seeds import canonical_json
 

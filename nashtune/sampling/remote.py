@@ -9,10 +9,10 @@ from collections.abc import Generator, Sequence
 from typing import TypeAlias
 
 from nashtune.errors import OracleError, SamplingError
-from nashtune.judge.dispatch import ChatRequest, Dispatcher
+from nashtune.judging.dispatch import ChatRequest, Dispatcher
 from nashtune.recipe import EngineSection
 from nashtune.records import Finish
-from nashtune.sample.engine import Completion, Request, SamplingParams
+from nashtune.sampling.engine import Completion, Request, SamplingParams
 from nashtune.store.ledger import Ledger
 
 SEED_RANGE = 2**31  # what every server takes; some hold a seed in 32 bits

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 
-from nashtune.sample.engine import Completion, Request, SamplingParams
+from nashtune.sampling.engine import Completion, Request, SamplingParams
 from nashtune.seeds import seed_for
 
 END_TOKEN = 0

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nashtune.sample.engine import SamplingParams
+from nashtune.sampling.engine import SamplingParams
 
 BLOCK = 128  # tokens summed together in the first level of the inverse CDF
 UNIFORM_BITS = 52  # one less than a double's mantissa, so that u * total < total even after rounding

@@ -19,7 +19,7 @@ from nashtune.errors import ModelError, TrainingError
 from nashtune.model.attention import Block, PackedLayout
 from nashtune.model.loading import load_model
 from nashtune.records import Policy
-from nashtune.train.packing import Answers, PackedBatch, fill, input_tokens, pack
+from nashtune.training.packing import Answers, PackedBatch, fill, input_tokens, pack
 
 CHUNK_BYTES = {"cpu": 1 << 26, "cuda": 1 << 29}
 """fp32 logits held at once; about 2.5 times as much is needed while they turn into gradients."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from nashtune import recipe
 from nashtune.errors import OracleError
-from nashtune.judge.dispatch import CallRefusedError, ChatRequest, Choice, Dispatcher, Reply
+from nashtune.judging.dispatch import CallRefusedError, ChatRequest, Choice, Dispatcher, Reply
 from nashtune.records import Judgment, Message, Prompt, Response, Usage
 from nashtune.seeds import content_hash
 

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from nashtune.errors import ModelError, SamplingError
 from nashtune.model.attention import ATTENTION
-from nashtune.sample.engine import SamplingParams
+from nashtune.sampling.engine import SamplingParams
 
 LAYER_TYPES = {"full_attention", "sliding_attention"}
 LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}

@@ -20,7 +20,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from nashtune.errors import PromptError
-from nashtune.judge.text_units import Marker, Separator, bullets, paragraphs, sentences, words
+from nashtune.judging.text_units import Marker, Separator, bullets, paragraphs, sentences, words
 from nashtune.records import Constraint
 
 Count = Annotated[int, Field(ge=1)]
