@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tiny_chat import tiny_recipe
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nashtune import Run, build_pairs, improve, judge, make_pairs, sample, train, validate
 from nashtune.errors import DriftError, PairError, RunLockedError, StoreError
+from nashtune.model.loading import load_model, load_tokenizer, render
 from nashtune.recipe import Recipe, parse_recipe
 from nashtune.records import Judgment, Response
 from nashtune.show import status_json
+from nashtune.stages.work import policy_of
 from nashtune.store import tables
 
 
@@ -189,3 +192,47 @@ def test_other_teachers(kind: str, tiny_folder: Path, tmp_path: Path) -> None:
         assert teacher.text.startswith("Answer ")
         assert teacher.finish == "stop"
         assert len(teacher.token_ids) == len(teacher.text) + 1  # the byte tokenizer, and the end token
+
+
+def test_an_oracle_that_asks_for_fluency_gets_log_probs_under_the_initial_policy(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    changes: dict[str, Any] = {
+        "oracle": {"kind": "rules", "guard": {"min_fluency": -50.0}},
+        "teacher": {"kind": "best_of_n", "n": 2},
+    }
+    changes["prompts"] = {"source": "nashtune:constraints"}
+    recipe = recipe_for(tiny_folder, tmp_path, **changes)
+    with Run.open(recipe) as run:
+        train(run, 1, make_pairs(run, judge(run, sample(run, 1))))
+        second = sample(run, 2)
+        judge(run, second)
+        model = load_model(policy_of(run, 0), torch.float32, attention="sdpa")
+        tokenizer = load_tokenizer(policy_of(run, 0))
+        prompt, answers = next(iter(second))
+        assert [set(a.logprobs) for a in answers] == [{"t", "0"}] * 4
+        asked, answer = render(tokenizer, prompt.messages), answers[0]
+        assert answer.policy != policy_of(run, 0).fingerprint
+        logps = model(torch.tensor([[*asked, *answer.token_ids]])).logits[0].log_softmax(-1)
+        plain = sum(logps[len(asked) - 1 + i, token].item() for i, token in enumerate(answer.token_ids))
+        assert answer.logprobs["0"] == pytest.approx(plain, abs=1e-3)
+        assert answer.logprobs["0"] != pytest.approx(answer.logprobs["t"], abs=1e-3)
+
+
+@pytest.mark.parametrize("name", ["dno", "dpo", "sft"])
+def test_every_objective_runs_through_the_loop(name: str, tiny_folder: Path, tmp_path: Path) -> None:
+    recipe = parse_recipe(tiny_recipe(tiny_folder) | {"folder": str(tmp_path), "objective": {"name": name}})
+    improve(recipe)
+    run = Run.read(tmp_path / "tiny")
+    assert run.state() == "finished"
+    assert run.stage(2, "train").output != run.stage(1, "train").output
+
+
+def test_two_workers_sample_what_one_does(tiny_folder: Path, tmp_path: Path) -> None:
+    outputs = []
+    for workers in (1, 2):
+        recipe = recipe_for(tiny_folder, tmp_path / str(workers), scale={"workers": workers})
+        with Run.open(recipe) as run:
+            sample(run, 1)
+            outputs.append([(r.id, r.token_ids) for r in tables.stream(Response, run.stage(1, "sample").files())])
+    assert outputs[0] == outputs[1]

@@ -71,5 +71,5 @@ def tiny_recipe(folder: Path, **changes: Any) -> dict[str, Any]:
         },
     }
     for key, value in changes.items():
-        recipe[key] = recipe[key] | value if isinstance(value, dict) and "kind" not in value else value
+        recipe[key] = recipe.get(key, {}) | value if isinstance(value, dict) and "kind" not in value else value
     return recipe

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,13 +11,22 @@ from nashtune.recipe import SamplingSection
 from nashtune.records import Policy, Prompt, Response, Source
 from nashtune.sampling.defects import find_defects
 from nashtune.sampling.engine import Engine, Request, SamplingParams
-from nashtune.scale.local import Facts, Unit, Work
+from nashtune.scale.local import Facts, Unit
 from nashtune.seeds import content_hash, seed_for
 from nashtune.store import tables
 from nashtune.store.files import create_once
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What a worker keeps loaded between units: the engine, and how prompts are rendered and answers end."""
+
+    engine: Engine
+    tokenizer: PreTrainedTokenizerBase | None = None
+    ends: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +46,10 @@ class Sampler:
     is_initial: bool = False
 
     def key(self) -> str:
-        """Workers keep their loaded policy as long as they do the same sampling."""
-        return content_hash("sampler", self.identity(), self.sampling.slots)
+        """Samplers of one policy share its engine, whatever they sample for."""
+        return content_hash(
+            "sampler", self.fingerprint, self.sampling.dtype, self.sampling.slots, self.sampling.stop_tokens
+        )
 
     @property
     def fingerprint(self) -> str:
@@ -49,11 +59,11 @@ class Sampler:
         """What decides the samples, besides the prompts."""
         return [self.fingerprint, self.sampling.model_dump(mode="json"), self.n, self.seed, self.purpose, self.source]
 
-    def open(self) -> Work:
+    def open(self) -> Opened:
         if self.sampling.engine == "scripted":
             from nashtune.sampling.scripted import ScriptedEngine
 
-            return _Worker(self, ScriptedEngine(), None)
+            return Opened(ScriptedEngine())
         from nashtune.model.loading import end_token_ids, load_tokenizer, pick_dtype, stop_token_ids
         from nashtune.sampling.native import open_native
 
@@ -61,59 +71,46 @@ class Sampler:
         engine = open_native(self.policy, pick_dtype(self.sampling.dtype), self.sampling.slots)
         tokenizer = load_tokenizer(self.policy)
         ends = end_token_ids(self.policy, tokenizer) + stop_token_ids(tokenizer, self.sampling.stop_tokens)
-        return _Worker(self, engine, tokenizer, ends)
+        return Opened(engine, tokenizer, ends)
 
-
-class _Worker:
-    def __init__(
-        self, role: Sampler, engine: Engine, tokenizer: PreTrainedTokenizerBase | None, ends: tuple[int, ...] = ()
-    ):
-        self.role, self.engine, self.tokenizer = role, engine, tokenizer
-        section = role.sampling
-        self.params = SamplingParams(section.temperature, section.top_p, section.top_k, section.max_new_tokens, ends)
-
-    def __call__(self, unit: Unit) -> Facts:
+    def work(self, opened: Opened, unit: Unit) -> Facts:
+        """Answer the unit's prompts and commit the responses."""
         started = time.perf_counter()
         prompts = tables.read(Prompt, unit.source, unit.index)
-        responses = self.answer(prompts)
+        responses = self.answer(opened, prompts)
         create_once(unit.target, tables.encode(Response, responses))
-        defects = Counter(name for r in responses for name in r.defects)
-        return {
-            "tokens": sum(len(r.token_ids) for r in responses),
-            "prompts": len(prompts),
-            "responses": len(responses),
-            "worker_seconds": time.perf_counter() - started,
-            **{f"defect {name}": count for name, count in sorted(defects.items())},
-        }
+        tokens = sum(len(r.token_ids) for r in responses)
+        return {"tokens": tokens, "prompts": len(prompts), "seconds": time.perf_counter() - started}
 
-    def answer(self, prompts: Sequence[Prompt]) -> list[Response]:
+    def answer(self, opened: Opened, prompts: Sequence[Prompt]) -> list[Response]:
         """K responses per prompt, ordered as the prompts and by k."""
-        requests = [self.request(prompt) for prompt in prompts]
+        section = self.sampling
+        requests = [self.request(opened, prompt) for prompt in prompts]
+        params = SamplingParams(section.temperature, section.top_p, section.top_k, section.max_new_tokens, opened.ends)
         by_place: dict[tuple[str, int], Response] = {}
-        for done in self.engine.generate(requests, self.params):
+        for done in opened.engine.generate(requests, params):
             logprobs = {} if done.logprob is None else {"t": done.logprob}
-            if logprobs and self.role.is_initial:
+            if logprobs and self.is_initial:
                 logprobs["0"] = logprobs["t"]
             by_place[done.prompt_id, done.k] = Response(
-                id=content_hash("response", self.role.identity(), done.prompt_id, done.k),
+                id=content_hash("response", self.identity(), done.prompt_id, done.k),
                 prompt_id=done.prompt_id,
                 k=done.k,
-                source=self.role.source,
-                policy=self.role.fingerprint,
+                source=self.source,
+                policy=self.fingerprint,
                 text=done.text,
                 token_ids=done.token_ids,
                 finish=done.finish,
-                defects=find_defects(done.text, done.finish, self.role.sampling.defects),
+                defects=find_defects(done.text, done.finish, self.sampling.defects),
                 logprobs=logprobs,
             )
-        return [by_place[prompt.id, k] for prompt in prompts for k in range(self.role.n)]
+        return [by_place[prompt.id, k] for prompt in prompts for k in range(self.n)]
 
-    def request(self, prompt: Prompt) -> Request:
+    def request(self, opened: Opened, prompt: Prompt) -> Request:
         ids: Sequence[int] = ()
-        if self.tokenizer is not None:
+        if opened.tokenizer is not None:
             from nashtune.model.loading import render
 
-            ids = render(self.tokenizer, prompt.messages)
-        role = self.role
-        seeds = tuple(seed_for(role.seed, role.purpose, prompt.id, k) for k in range(role.n))
+            ids = render(opened.tokenizer, prompt.messages)
+        seeds = tuple(seed_for(self.seed, self.purpose, prompt.id, k) for k in range(self.n))
         return Request(prompt.id, prompt.messages, tuple(ids), seeds)

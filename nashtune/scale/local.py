@@ -1,7 +1,7 @@
 """The ``local`` engine: work units in this process, or in worker processes of this machine.
 
-A role (what a worker does) is a picklable object whose ``open()`` loads whatever it needs, a model say, and returns a
-function from a unit to a small dict of facts. The function commits the unit's output itself; nothing bulky passes through here.
+A role (what a worker does) is a picklable object: ``open()`` loads whatever it needs, a model say, and ``work`` turns a
+unit into a committed object and a small dict of facts. Nothing bulky passes through here.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from nashtune.errors import NashtuneError, SamplingError
 
@@ -34,17 +34,35 @@ class Unit:
 
 
 Facts = dict[str, float]
-Work = Callable[[Unit], Facts]
 
 
 class Role(Protocol):
     """What a worker does with a unit."""
 
     def key(self) -> str:
-        """Two roles with one key are interchangeable, so that a worker keeps what it loaded."""
+        """Roles with one key open the same thing, so that a worker keeps what it loaded."""
         ...
 
-    def open(self) -> Work: ...
+    def open(self) -> Any: ...
+
+    def work(self, opened: Any, unit: Unit) -> Facts:
+        """Do ``unit`` with what ``open`` returned, and commit its object."""
+        ...
+
+
+class _Opened:
+    """What the last role opened, kept as long as the next one would open the same."""
+
+    def __init__(self) -> None:
+        self._key: str | None = None
+        self._value: Any = None
+
+    def work(self, role: Role, unit: Unit) -> Facts:
+        if self._key != role.key():
+            self._key = self._value = None  # freed before the next thing is loaded
+            self._value = role.open()
+            self._key = role.key()
+        return role.work(self._value, unit)
 
 
 class LocalEngine:
@@ -52,7 +70,7 @@ class LocalEngine:
 
     def __init__(self, workers: int = 1):
         self.workers = workers
-        self._here: tuple[str, Work] | None = None
+        self._here = _Opened()
         self._pool: list[_Worker] = []
 
     def run(self, role: Role, units: Sequence[Unit]) -> Iterator[tuple[Unit, Facts]]:
@@ -60,25 +78,19 @@ class LocalEngine:
         todo = [unit for unit in units if not unit.target.exists()]
         if self.workers == 1 or len(todo) < 2:
             for unit in todo:
-                yield unit, self._work(role)(unit)
+                yield unit, self._here.work(role, unit)
         else:
             yield from self._spread(role, todo)
 
     def release(self) -> None:
         """Forget what this process loaded for units, before something else needs the memory."""
-        self._here = None
+        self._here = _Opened()
 
     def close(self) -> None:
         self.release()
         for worker in self._pool:
             worker.end()
         self._pool = []
-
-    def _work(self, role: Role) -> Work:
-        if self._here is None or self._here[0] != role.key():
-            self._here = None
-            self._here = (role.key(), role.open())
-        return self._here[1]
 
     def _spread(self, role: Role, todo: list[Unit]) -> Iterator[tuple[Unit, Facts]]:
         while len(self._pool) < self.workers:
@@ -156,7 +168,7 @@ def _serve(pipe: Connection, threads: int, parent: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
-    opened: tuple[str, Work] | None = None
+    opened = _Opened()
     while True:
         try:
             role, unit = pickle.loads(pipe.recv_bytes())
@@ -165,10 +177,7 @@ def _serve(pipe: Connection, threads: int, parent: int) -> None:
         facts: Facts = {}
         failure: Exception | None = None
         try:
-            if opened is None or opened[0] != role.key():
-                opened = None
-                opened = (role.key(), role.open())
-            facts = opened[1](unit)
+            facts = opened.work(role, unit)
         except NashtuneError as error:
             failure = error
         except Exception as error:  # noqa: BLE001 - told to the parent, which raises it

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from nashtune.judging.registry import oracle_needs
 from nashtune.records import LogProb, Policy, Prompt, Response
 from nashtune.run import Run, Stage
 from nashtune.sampling.role import Sampler
-from nashtune.scale.local import Facts, Unit, Work
+from nashtune.scale.local import Facts, Unit
 from nashtune.seeds import content_hash
 from nashtune.stages.candidates import Group, PromptPart, Units
 from nashtune.stages.work import once, policy_of, run_units, stage_units
@@ -25,7 +25,7 @@ def draw(run: Run, iteration: int, name: str, part: PromptPart, policy: int, pur
     inputs = (part.fingerprint, role.identity())
     units = stage_units(stage, inputs)
     once(stage, inputs, lambda: _draw(run, f"iteration {iteration}: {name}", stage, role, part, units))
-    return Group(label, units, _scores(run, iteration, f"{name}-scores", part, units, role.is_initial))
+    return Group(label, units, scores_under_initial(run, iteration, f"{name}-scores", part, units, role.is_initial))
 
 
 def _sampler(run: Run, policy: int, purpose: str, n: int, source: str) -> Sampler:
@@ -67,38 +67,41 @@ class Scorer:
 
     policy: Policy
     name: str
-    dtype: str
+    dtype: Literal["auto", "float32", "bfloat16"]
 
     def key(self) -> str:
         return content_hash("scorer", self.policy.fingerprint, self.dtype)
 
-    def open(self) -> Work:
-        from nashtune.model.loading import load_model, load_tokenizer, pick_dtype, render
+    def open(self) -> tuple[Any, Any]:
+        from nashtune.model.loading import load_model, load_tokenizer, pick_dtype
+
+        return load_model(self.policy, pick_dtype(self.dtype)), load_tokenizer(self.policy)
+
+    def work(self, opened: tuple[Any, Any], unit: Unit) -> Facts:
+        """Score the unit's responses and commit their log-probs."""
+        from nashtune.model.loading import render
         from nashtune.training.logprobs import score_responses
 
-        model = load_model(self.policy, pick_dtype(self.dtype))  # type: ignore[arg-type]
-        tokenizer = load_tokenizer(self.policy)
-
-        def work(unit: Unit) -> Facts:
-            assert unit.beside is not None
-            prompts = tables.read(Prompt, unit.source, unit.index)
-            answers: dict[str, list[Response]] = {prompt.id: [] for prompt in prompts}
-            for response in tables.read(Response, unit.beside):
-                answers[response.prompt_id].append(response)
-            items = [(render(tokenizer, p.messages), [r.token_ids for r in answers[p.id]]) for p in prompts]
-            scores = score_responses(model, items)
-            rows = [
-                LogProb(response.id, self.name, score)
-                for prompt, values in zip(prompts, scores, strict=True)
-                for response, score in zip(answers[prompt.id], values, strict=True)
-            ]
-            create_once(unit.target, tables.encode(LogProb, rows))
-            return {"prompts": len(prompts), "tokens": sum(len(r.token_ids) for rs in answers.values() for r in rs)}
-
-        return work
+        assert unit.beside is not None
+        model, tokenizer = opened
+        prompts = tables.read(Prompt, unit.source, unit.index)
+        answers: dict[str, list[Response]] = {prompt.id: [] for prompt in prompts}
+        for response in tables.read(Response, unit.beside):
+            answers[response.prompt_id].append(response)
+        items = [(render(tokenizer, p.messages), [r.token_ids for r in answers[p.id]]) for p in prompts]
+        scores = score_responses(model, items)
+        rows = [
+            LogProb(response.id, self.name, score)
+            for prompt, values in zip(prompts, scores, strict=True)
+            for response, score in zip(answers[prompt.id], values, strict=True)
+        ]
+        create_once(unit.target, tables.encode(LogProb, rows))
+        return {"prompts": len(prompts), "tokens": sum(len(r.token_ids) for rs in answers.values() for r in rs)}
 
 
-def _scores(run: Run, iteration: int, name: str, part: PromptPart, responses: Units, known: bool) -> Units | None:
+def scores_under_initial(
+    run: Run, iteration: int, name: str, part: PromptPart, responses: Units, known: bool
+) -> Units | None:
     """Log-probs under policy "0", if the oracle reads them and sampling did not already give them."""
     if known or "0" not in oracle_needs(run.recipe.oracle) or run.recipe.sampling.engine == "scripted":
         return None

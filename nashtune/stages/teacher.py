@@ -16,7 +16,7 @@ from nashtune.scale.local import Unit
 from nashtune.seeds import content_hash, seed_for
 from nashtune.stages.candidates import Candidates, Group, PromptPart, Units
 from nashtune.stages.prepare import prompt_part
-from nashtune.stages.sampling import draw, response_facts
+from nashtune.stages.sampling import draw, response_facts, scores_under_initial
 from nashtune.stages.work import initial_fingerprint, ledger_of, once, policy_of, stage_units, unit_progress
 from nashtune.store import tables
 from nashtune.store.files import create_once
@@ -48,7 +48,8 @@ def teacher_group(run: Run, iteration: int, name: str, part: PromptPart) -> Grou
         inputs = (*inputs, source.key, run.recipe.oracle.model_dump(mode="json"), run.recipe.seed)
     units = stage_units(stage, inputs)
     once(stage, inputs, lambda: asyncio.run(_teach(run, f"iteration {iteration}: {name}", stage, part, units, source)))
-    return Group("teacher", units)
+    known = isinstance(teacher, BestOfN)  # its samples are the initial policy's own
+    return Group("teacher", units, scores_under_initial(run, iteration, f"{name}-scores", part, units, known))
 
 
 async def _teach(
