@@ -136,8 +136,9 @@ def rollback(folder: RunFolder, iteration: Annotated[int, typer.Argument(help="T
         from nashtune.run import Run
         from nashtune.store.files import exclusive
 
+        found = Run.read(folder)
         with exclusive(folder / "lock"):
-            moved = Run.read(folder).rollback(iteration)
+            moved = found.rollback(iteration)
         print("\n".join(f"moved {place}" for place in moved) or "nothing came later")
 
 
