@@ -62,7 +62,7 @@ _INSTRUCTIONS: tuple[tuple[str, tuple[tuple[str, dict[str, Any]], ...]], ...] = 
     ("End your answer with the word DONE.", (("ends_with", {"phrase": "DONE", "allow_stop": True}),)),
     ("End your answer with a question mark.", (("ends_with_question", {}),)),
     ("Do not use any commas.", (("no_commas", {}),)),
-    ("Start your answer with the words 'In short,'.", (("starts_with", {"phrase": "In short,"}),)),
+    ("Use the word 'however' in your answer.", (("include_keywords", {"keywords": ["however"]}),)),
     ("Use the words 'for example' in your answer.", (("include_keywords", {"keywords": ["for example"]}),)),
     ("Use the word 'amazing' in your answer.", (("include_keywords", {"keywords": ["amazing"]}),)),
     ("Use the word 'because' in your answer.", (("include_keywords", {"keywords": ["because"]}),)),
