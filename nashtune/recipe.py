@@ -308,7 +308,7 @@ class TrainSection(Section):
     """AdamW's moment decay rates."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this norm."""
-    microbatch_tokens: int = Field(default=2048, ge=64)
+    microbatch_tokens: int = Field(default=1024, ge=64)
     """Tokens computed at once (memory); a pair longer than this is a micro-batch of its own."""
     precision: Literal["auto", "float32", "autocast", "bfloat16"] = "auto"
     """float32; autocast (bf16 arithmetic, fp32 weights); bfloat16 (bf16 weights with fp32 masters); auto is autocast

@@ -84,6 +84,8 @@ def dollars(value: float) -> str:
 
 def measured(value: float) -> str:
     """Three decimals, or three significant digits where those say little."""
+    if isinstance(value, int):
+        return f"{value:,}"
     return f"{value:,.3f}" if value == 0 or 0.01 <= abs(value) < 1e5 else f"{value:.3g}"
 
 

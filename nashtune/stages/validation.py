@@ -108,7 +108,7 @@ def _from_records(run: Run, iteration: int) -> dict[str, Any]:
         "dynamics": pairs.get("dynamics", {}) | {"unusable_judgments": float(unusable)},
         "defects": facts.get("sample", {}).get("defects", {}),
         "replayed_pairs": trained.get("replayed", 0),
-        "train": {k: v for k, v in trained.items() if isinstance(v, int | float)},
+        "train": {k: v for k, v in trained.items() if k not in ("replayed", "tokens")},
         "tokens": tokens,
         "seconds": {name: record["seconds"] for name, record in records.items()},
         "cost_usd": sum(costs) if costs else None,
