@@ -52,7 +52,7 @@ def test_report_is_one_file_that_loads_nothing(run_folder: Path) -> None:
     page = Path(done.output.strip()).read_text()
     assert "Question" in page
     assert "<script src" not in page
-    assert 'href="http' not in page.replace('href="https://arxiv.org', '')
+    assert 'href="http' not in page.replace('href="https://arxiv.org', "")
 
 
 def test_chat_answers_each_line_and_names_missing_policies(run_folder: Path) -> None:

@@ -193,24 +193,22 @@ def test_no_instruction_of_the_built_in_set_orders_what_a_guard_forbids():
     body = "{topic} can be seen all over our wide world"
     dressed = {
         "lowercase": body,
-        "uppercase": body.upper(),
-        "sentences_exactly1": body + ".",
-        "sentences_exactly2": body + ". people like them.",
+        "sentences_exactly": body + ".",
         "bullets_exactly": f"- {body}\n- people like them\n- so do we",
         "numbered_list": f"1. {body}\n2. people like them",
         "starts_with": "Here it is: " + body,
         "ends_with": body + ". DONE",
         "ends_with_question": body + "?",
         "no_commas": body,
-        "quoted": f'"{body}"',
-        "include_keywords": body + " because of us",
+        "include_keywords": body + " {keyword} for us",
     }
     seen = set()
     for item in PROMPT_SETS["constraints"](0):
         first = item.prompt.constraints[0]
-        key = first.kind + (str(first.args["n"]) if first.kind == "sentences_exactly" else "")
+        key = first.kind
         topic = item.prompt.topic or ""
-        text = dressed[key].replace("{topic}", topic).replace("{TOPIC}", topic.upper())
+        text = dressed[key].replace("{topic}", topic)
+        text = text.replace("{keyword}", *first.args.get("keywords", [""]))
         verdict = oracle().verdict(item.prompt, response(text))
         assert verdict.score == 6, (item.prompt.text, text, verdict)
         seen.add(key)
