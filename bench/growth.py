@@ -60,7 +60,9 @@ def main() -> None:
     rows = {size: measure(__file__, str(size)) for size in SIZES}
     if not options.json:
         for size, row in rows.items():
-            print(f"{size:>7} prompts: {row['ms_per_prompt']} ms of CPU each, {row['peak_gb']} GB, {row['pairs']} pairs")
+            print(
+                f"{size:>7} prompts: {row['ms_per_prompt']} ms of CPU each, {row['peak_gb']} GB, {row['pairs']} pairs"
+            )
     small, middle, large = (rows[size] for size in SIZES)
     bars = {
         "time per prompt, 10,000 against 1,000": (
