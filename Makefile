@@ -25,6 +25,9 @@ check: $(DEV)
 bench: $(DEV)
 	$(BIN)/python bench/loop.py
 	$(BIN)/python bench/growth.py
+	$(BIN)/python bench/dispatch.py
+	$(BIN)/python bench/judge_chaos.py
+	$(BIN)/python bench/judge_cost.py
 
 # torch first and by itself: any recent build will do, and nothing later may replace it.
 $(READY): pyproject.toml

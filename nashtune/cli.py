@@ -52,6 +52,9 @@ def run(
 
         settings = load_recipe(recipe_file(recipe), overrides or [])
         folder = recipe if (recipe / "recipe.yaml").is_file() else None
+        from nashtune.planning.plan import refuse_over_budget
+
+        refuse_over_budget(settings, folder, tell=print)
         from nashtune.loop import improve
         from nashtune.show import print_summary
 
@@ -65,6 +68,37 @@ def run(
         print(f"report  {write_report(done)}")
         if best is not None:
             print(f"best    iteration {best.iteration}: {done.folder / 'best'}")
+
+
+@app.command()
+def plan(
+    recipe: Annotated[Path, typer.Argument(help="A recipe file, or a run folder.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to replace, as sampling.k=3.")
+    ] = None,
+    probe: Annotated[
+        int, typer.Option(min=0, help="Really sample and judge that many prompts (4 are enough); their calls are paid.")
+    ] = 0,
+    answer_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Length of the policy's answers; measured, or half of max_new_tokens.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """What a run will take: tokens, money, time and disk, and what other judges would cost. Exit code 1 over budget."""
+    with told():
+        from nashtune.planning.plan import make_plan
+        from nashtune.planning.show import print_plan
+        from nashtune.recipe import load_recipe
+        from nashtune.run import recipe_file
+
+        settings = load_recipe(recipe_file(recipe), overrides or [])
+        folder = recipe if (recipe / "recipe.yaml").is_file() else None
+        found = make_plan(settings, folder, probe_prompts=probe, answer_tokens=answer_tokens)
+        if as_json:
+            print(json.dumps(found.to_dict(), allow_nan=False))
+        else:
+            print_plan(found)
+        found.budget.refuse()
 
 
 @app.command()
@@ -101,6 +135,32 @@ def status(
             print(json.dumps(status_json(found), allow_nan=False))
         else:
             print_status(found)
+
+
+@app.command("judge-check")
+def judge_check(
+    folder: RunFolder,
+    iteration: Annotated[int | None, typer.Option(help="One iteration; all of them if not given.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON list.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit code 1 where there is an alarm.")] = False,
+) -> None:
+    """Whether the judge can be trusted: place, length and self-preference, ties, cycles, drift, unusable replies."""
+    with told():
+        from dataclasses import asdict
+
+        from nashtune.run import Run
+        from nashtune.show import print_health
+        from nashtune.stages.health import run_health
+
+        found = run_health(Run.read(folder), iteration)
+        if as_json:
+            print(json.dumps([asdict(stage) for stage in found], allow_nan=False))
+        elif found:
+            print_health(found)
+        else:
+            print("no judgments yet")
+        if strict and any(stage.health.alarms for stage in found):
+            raise typer.Exit(1)
 
 
 @app.command()
@@ -155,6 +215,32 @@ def fork(
 
         Run.read(folder).fork(target, iteration, tuple(overrides or ())).close()
         print(f"forked after iteration {iteration}; next:  nashtune run {target}")
+
+
+@app.command("fit-judge")
+def fit_judge(
+    out: Annotated[Path, typer.Argument(help="Folder to write the preference model to.")],
+    sources: Annotated[
+        list[str], typer.Option("--from", help="A run folder, or a .jsonl, .parquet or .csv file; may be repeated.")
+    ],
+    backbone: Annotated[
+        str | None, typer.Option(help="Causal model that reads the answers; the first run's policy if not given.")
+    ] = None,
+    head: Annotated[str, typer.Option(help="general (can express cycles), bradley-terry, or auto.")] = "auto",
+    seed: Annotated[int, typer.Option(help="Decides the held-out prompts.")] = 0,
+    min_accuracy: Annotated[
+        float, typer.Option(min=0, max=1, help="Exit with an error where the held-out accuracy's lower bound is below.")
+    ] = 0.6,
+) -> None:
+    """Fit a preference model to judgments already paid for, or to a preference data set; for oracle preference_model."""
+    with told():
+        from nashtune.judging.fit import fit_judge as fit
+        from nashtune.judging.preference_model import check_gate
+        from nashtune.show import print_judge
+
+        print_judge(fit(out, sources, backbone, head, seed))
+        print(f"wrote {out}")
+        check_gate(out, min_accuracy)
 
 
 @app.command()

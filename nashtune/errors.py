@@ -25,6 +25,10 @@ class OracleError(NashtuneError):
     """The oracle cannot judge at all (bad endpoint, wrong key). A single unusable reply is a Judgment, not this."""
 
 
+class BudgetError(NashtuneError):
+    """A paid call would go over the budget at worst; nothing was sent. The run goes on once the cap is raised."""
+
+
 class PairError(NashtuneError):
     """No pairs could be built where training needs some; says why each prompt gave nothing."""
 

@@ -12,6 +12,7 @@ from nashtune.stages.judging import judge
 from nashtune.stages.teacher import sample
 from nashtune.stages.training import make_pairs, train
 from nashtune.stages.validation import validate
+from nashtune.stages.work import warm_up
 
 __all__ = ["improve", "judge", "make_pairs", "sample", "train", "validate"]
 
@@ -26,6 +27,7 @@ def improve(
     Every stage finds for itself what is already done, so this reads as if nothing ever stopped.
     """
     with Run.open(recipe, folder) as run:
+        warm_up(run)
         if not run.finished(0):
             validate(run, 0)  # line 1: pi_0 as it is
         for t in run.iterations():  # line 2

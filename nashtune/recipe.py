@@ -83,6 +83,19 @@ class PromptsSection(Section):
     validation: ValidationSplit = ValidationSplit()
 
 
+class PriceSection(Section):
+    """What a model costs, where genai-prices does not list it or you pay otherwise (dollars per million tokens)."""
+
+    input: float = Field(ge=0)
+    """Prompt tokens."""
+    output: float = Field(ge=0)
+    """Tokens of the reply."""
+    cached_input: float | None = Field(default=None, ge=0)
+    """Prompt tokens the server had in its cache; null takes `input`."""
+    batch_factor: float = Field(default=0.5, gt=0, le=1)
+    """What the batch API multiplies prices by."""
+
+
 class EngineSection(Section):
     """An OpenAI-compatible server that answers prompts."""
 
@@ -90,10 +103,32 @@ class EngineSection(Section):
     """Address of the server's OpenAI-compatible API."""
     model: str
     """Model name sent with each request."""
-    api_key_env: str = "OPENAI_API_KEY"
+    api_key_env: str = Field(default="OPENAI_API_KEY", json_schema_extra=NEUTRAL)
     """Environment variable that holds the key; never written anywhere."""
-    concurrency: int = Field(default=8, ge=1, json_schema_extra=NEUTRAL)
-    """Requests in flight at once."""
+    api_key_file: str | None = Field(default=None, json_schema_extra=NEUTRAL)
+    """A file with the key alone, in place of the environment variable."""
+    price: PriceSection | Literal["free"] | None = Field(default=None, json_schema_extra=NEUTRAL)
+    """null takes the model's price from genai-prices (an unlisted model is an error); `free` is for a server of your own."""
+    concurrency: int = Field(default=16, ge=1, json_schema_extra=NEUTRAL)
+    """Most requests in flight at once; fewer while the server shows signs of congestion."""
+    requests_per_minute: float | None = Field(default=None, gt=0, json_schema_extra=NEUTRAL)
+    """Rate limit; null learns it from the server's headers, where it sends any."""
+    tokens_per_minute: float | None = Field(default=None, gt=0, json_schema_extra=NEUTRAL)
+    """Rate limit in tokens, prompt and reply together; null learns it from the server's headers."""
+    token_limit: Literal["auto", "max_tokens", "max_completion_tokens"] = Field(
+        default="auto", json_schema_extra=NEUTRAL
+    )
+    """The server's name for the longest reply; auto tries max_tokens and changes over where the server asks for it."""
+    on_model_change: Literal["stop", "accept"] = Field(default="stop", json_schema_extra=NEUTRAL)
+    """What to do where the server answers with another model than when the run began."""
+    probe: bool = Field(default=True, json_schema_extra=NEUTRAL)
+    """Find out with seven tiny calls what a judge's server can do before anything is judged; false trusts the recipe."""
+    batch: bool = Field(default=False, json_schema_extra=NEUTRAL)
+    """Send calls by the batch API: about half the price, up to a day's wait."""
+    batch_size: int = Field(default=10_000, ge=1, json_schema_extra=NEUTRAL)
+    """Most calls in one batch."""
+    batch_poll_s: float = Field(default=60, gt=0, json_schema_extra=NEUTRAL)
+    """Seconds between looks at a batch."""
     timeout_s: float = Field(default=120, gt=0, json_schema_extra=NEUTRAL)
     """Seconds until a request is given up and tried again."""
     max_attempts: int = Field(default=6, ge=1, json_schema_extra=NEUTRAL)
@@ -212,12 +247,102 @@ class RubricOracle(Section):
     kind: Literal["rubric"]
     engine: EngineSection
     """Where the judge answers."""
-    temperature: float = Field(default=0.0, ge=0)
-    """Sampling temperature of the judge."""
+    temperature: float | None = Field(default=0.0, ge=0)
+    """Sampling temperature of the judge; null leaves it to the server (reasoning models take no other)."""
     max_tokens: int = Field(default=2048, ge=16)
     """Longest reply of the judge (tokens)."""
     repair_attempts: int = Field(default=1, ge=0, le=3)
     """Times an unusable reply is asked to be repaired before it is kept as unusable."""
+
+
+class CompactOracle(Section):
+    """The rubric without justifications: scores only, averaged over several replies or read off log-probs."""
+
+    kind: Literal["compact"]
+    engine: EngineSection
+    """Where the judge answers."""
+    use: Literal["replies", "logprobs"] = "replies"
+    """replies: the mean of sampled scores; logprobs: the expected score at each place of one greedy reply."""
+    orders: int = Field(default=1, ge=1)
+    """Presentations of the candidates in different orders; their scores are averaged."""
+    replies: int = Field(default=3, ge=1)
+    """Replies per presentation, for `use: replies`."""
+    temperature: float | None = Field(default=1.0, ge=0)
+    """Sampling temperature of the judge, for `use: replies`."""
+    max_tokens: int = Field(default=64, ge=8)
+    """Longest reply of the judge (tokens)."""
+
+
+class PairwiseOracle(Section):
+    """Two answers at a time, in both orders; gives P(i beats j), with which preferences may be cyclic."""
+
+    kind: Literal["pairwise"]
+    engine: EngineSection
+    """Where the judge answers."""
+    use: Literal["replies", "logprobs"] = "replies"
+    """replies: the share of sampled verdicts; logprobs: P of the verdict's token in one greedy reply."""
+    pairs: Literal["all", "teacher"] = "all"
+    """all: K (K - 1) calls a prompt; teacher: only the teacher's answers with the student's."""
+    replies: int = Field(default=1, ge=1)
+    """Replies per pair and order, for `use: replies`."""
+    temperature: float | None = Field(default=0.0, ge=0)
+    """Sampling temperature of the judge, for `use: replies`."""
+    max_tokens: int = Field(default=8, ge=1)
+    """Longest reply of the judge (tokens)."""
+
+
+class SelfOracle(Section):
+    """Self-rewarding: the policy that wrote the answers grades each by the rubric, as an expected score. Free."""
+
+    kind: Literal["self"]
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic; auto is bfloat16 where this machine is fast at it."""
+    microbatch_tokens: int = Field(default=4096, ge=64)
+    """Tokens computed at once (memory)."""
+
+
+class RewardModelOracle(Section):
+    """A reward model (Hugging Face sequence classification with one output) scores each answer; P(i beats j) is the
+    Bradley-Terry sigmoid of the difference. An answer too long for the model is never cut: it gets no verdict."""
+
+    kind: Literal["reward_model"]
+    model: str
+    """Hub name or folder of the reward model; its tokenizer needs a chat template."""
+    revision: str | None = None
+    """Hub revision (commit, tag or branch)."""
+    trust_remote_code: bool = False
+    """Run model code shipped with the weights."""
+    max_tokens: int | None = Field(default=None, ge=16)
+    """Longest conversation with its answer that is judged (tokens); null takes the model's context. No text is cut:
+    a longer candidate has no verdict, and a set with fewer than two short enough is an unusable judgment."""
+    batch_size: int = Field(default=8, ge=1, json_schema_extra=NEUTRAL)
+    """Candidates of a prompt computed together."""
+
+
+class PreferenceModelOracle(Section):
+    """A pairwise preference model made by `nashtune fit-judge`: P(i beats j | prompt) from a causal model's hidden
+    states. Free, and able to express cycles."""
+
+    kind: Literal["preference_model"]
+    folder: str
+    """Folder that `nashtune fit-judge` wrote."""
+    max_tokens: int | None = Field(default=None, ge=16)
+    """Longest prompt with its answer that is judged (tokens); null takes the backbone's context. No text is cut:
+    a longer candidate has no verdict, and a set with fewer than two short enough is an unusable judgment."""
+    batch_tokens: int = Field(default=4096, ge=64, json_schema_extra=NEUTRAL)
+    """Tokens computed at once; a longer candidate is computed alone."""
+
+
+class PeopleOracle(Section):
+    """Your own people: tasks are written to files, votes are read from files, and the run waits for them."""
+
+    kind: Literal["people"]
+    folder: str
+    """Where `tasks/*.json` are written and `votes/*.jsonl` are read; may be shared by several runs."""
+    votes: int = Field(default=1, ge=1)
+    """People who must have voted on a task."""
+    poll_s: float = Field(default=2.0, gt=0, json_schema_extra=NEUTRAL)
+    """Seconds between looks for new votes."""
 
 
 class ScriptedOracle(Section):
@@ -230,7 +355,64 @@ class ScriptedOracle(Section):
     """Share of judgments reported as unusable."""
 
 
-Oracle = Annotated[RulesOracle | RubricOracle | ScriptedOracle, Field(discriminator="kind")]
+class PanelMember(Section):
+    """A judge of a panel."""
+
+    oracle: Oracle
+    """Any oracle."""
+    weight: float = Field(default=1.0, gt=0)
+    """Its part in the panel's mean."""
+
+
+class PanelOracle(Section):
+    """Several judges; their preferences are averaged and their agreement reported."""
+
+    kind: Literal["panel"]
+    members: tuple[PanelMember, ...] = Field(min_length=2)
+    """The judges."""
+    quorum: int = Field(default=1, ge=1)
+    """Least number of members with a usable judgment; with fewer the panel's is unusable."""
+
+
+class CascadeOracle(Section):
+    """A cheap oracle scores all candidates, a strong one those that matter; a random share is audited whole."""
+
+    kind: Literal["cascade"]
+    cheap: Oracle
+    """Sees every candidate."""
+    strong: Oracle
+    """Sees the teacher, the likely best and the likely worst."""
+    shown: int = Field(default=3, ge=2)
+    """Candidates the strong oracle sees."""
+    z: float = Field(default=1.0, ge=0)
+    """Standard errors by which the cheap oracle's win rates are widened when choosing them."""
+    certain_margin: float = Field(default=1.0, ge=0)
+    """Where best and worst are closer than this (points), the strong oracle is asked again in reverse order."""
+    audit: Rate = 0.05
+    """Share of prompts judged whole by `audit_oracle`."""
+    audit_oracle: Oracle | None = None
+    """The audit's judge, as the paper's rubric; null is the strong oracle with all candidates."""
+    min_accuracy: Rate | None = 0.55
+    """Least held-out balanced accuracy of a fitted cheap oracle (its lower bound), else the run does not begin; null does
+    not ask."""
+
+
+Oracle = Annotated[
+    RulesOracle
+    | RubricOracle
+    | CompactOracle
+    | PairwiseOracle
+    | SelfOracle
+    | RewardModelOracle
+    | PreferenceModelOracle
+    | PeopleOracle
+    | PanelOracle
+    | CascadeOracle
+    | ScriptedOracle,
+    Field(discriminator="kind"),
+]
+for _section in (PanelMember, PanelOracle, CascadeOracle):
+    _section.model_rebuild()
 
 
 class PairsSection(Section):
@@ -299,7 +481,7 @@ class TrainSection(Section):
     learning_rate: float | tuple[float, ...] = 5e-5
     """Peak learning rate; a list gives one per iteration (its last value holds for later ones)."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Learning rate after warm-up: constant, or down to 0 at the last step."""
+    """Learning rate after warm-up: constant, or falling so that it would be 0 one step past the last."""
     warmup_steps: int = Field(default=2, ge=0)
     """Steps of linear warm-up in each iteration."""
     weight_decay: float = Field(default=0.0, ge=0)
@@ -334,11 +516,47 @@ class ValidateSection(Section):
     """What decides the best iteration; ties go to the earlier one."""
 
 
+class BudgetSection(Section):
+    """Hard caps on paid calls, reserved at worst case before a call is sent; raise them to go on."""
+
+    usd: float | None = Field(default=None, ge=0, json_schema_extra=NEUTRAL)
+    """Dollars for the whole run."""
+    usd_per_iteration: float | None = Field(default=None, ge=0, json_schema_extra=NEUTRAL)
+    """Dollars for each iteration (0 is the validation before training)."""
+
+
+class HealthSection(Section):
+    """When the judge's health is cause for alarm (`nashtune judge-check`, and the report). Changes no result."""
+
+    min_sets: int = Field(default=20, ge=1)
+    """Fewest candidate sets that can raise an alarm."""
+    min_usable: Rate = 0.9
+    """Least share of judgments that are usable."""
+    max_length_preference: float = Field(default=0.75, ge=0.5, le=1)
+    """Largest share of decided comparisons won by the longer answer, or by the shorter one."""
+    max_position_effect: Rate = 0.15
+    """Largest distance of the share of best answers at one place of the list from an even share."""
+    max_equal_sets: Rate = 0.9
+    """Largest share of candidate sets in which all answers are judged equal."""
+    max_cycles: Rate = 0.1
+    """Largest share of cyclic triples, for oracles that only compare (a random judge: 0.25)."""
+    max_flips: Rate = 0.4
+    """Largest share of comparisons whose winner changes with the order shown, for oracles that show both."""
+    min_audit_agreement: Rate = 0.6
+    """Least balanced share of an audit's verdicts that a cascade repeats (the upper end of its interval; coin tosses: 0.5)."""
+    max_drift: float = Field(default=0.5, ge=0)
+    """Largest mean absolute change of the scores of answers judged before (points)."""
+    stop_on_alarm: bool = False
+    """Stop the run after a judging stage that gives cause for alarm; false only reports it."""
+
+
 class ScaleSection(Section):
     """Where the work runs; changes speed, not results beyond floating-point rounding."""
 
     workers: int = Field(default=1, ge=1, json_schema_extra=NEUTRAL)
     """Sampling processes; more than 1 gives each cores/workers threads."""
+    overlap: bool = Field(default=True, json_schema_extra=NEUTRAL)
+    """Let a judge behind a server begin with the first finished unit of samples; false judges after the last."""
 
 
 class Recipe(Section):
@@ -362,6 +580,10 @@ class Recipe(Section):
     objective: ObjectiveSection = ObjectiveSection()
     train: TrainSection = TrainSection()
     validate_: ValidateSection = Field(default=ValidateSection(), alias="validate")
+    budget: BudgetSection = BudgetSection()
+    ledger: str | None = Field(default=None, json_schema_extra=NEUTRAL)
+    """A ledger file shared by several runs, so that none pays for what another bought; null keeps one in the run folder."""
+    health: HealthSection = Field(default=HealthSection(), json_schema_extra=NEUTRAL)
     scale: ScaleSection = ScaleSection()
 
     @model_validator(mode="after")
@@ -386,7 +608,7 @@ class Recipe(Section):
 
     def identity(self) -> dict[str, Any]:
         """The resolved recipe without neutral fields: what decides results."""
-        return _without_neutral(self)
+        return identity(self)
 
     def identity_hash(self) -> str:
         return content_hash(self.identity())
@@ -403,6 +625,8 @@ def _contradictions(recipe: Recipe) -> Sequence[str]:
             f"prompts.teacher_column is {prompts.teacher_column!r} but teacher.kind is {teacher.kind!r}, "
             "so nothing would read it; set teacher.kind: column or remove it"
         )
+    if isinstance(teacher, RemoteTeacher) and teacher.engine.batch:
+        found.append("teacher.engine.batch is true, but only judges buy in batches so far; accepted: false")
     if recipe.pairs.rule == "restrictive" and teacher.kind == "none":
         found.append("pairs.rule 'restrictive' takes the teacher's answers as positives but teacher.kind is 'none'")
     if teacher.kind == "none" and recipe.sampling.k < 2:
@@ -436,16 +660,19 @@ def _contradictions(recipe: Recipe) -> Sequence[str]:
     return found
 
 
-def _without_neutral(section: Section) -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for name, info in type(section).model_fields.items():
-        extra = info.json_schema_extra
-        if isinstance(extra, dict) and extra.get("neutral"):
-            continue
-        value = getattr(section, name)
-        key = info.alias or name
-        out[key] = _without_neutral(value) if isinstance(value, Section) else value
-    return out
+def identity(section: Section) -> dict[str, Any]:
+    """A section without neutral fields, those of sections inside it included: what decides results."""
+    return {
+        info.alias or name: _identity(getattr(section, name))
+        for name, info in type(section).model_fields.items()
+        if not (isinstance(info.json_schema_extra, dict) and info.json_schema_extra.get("neutral"))
+    }
+
+
+def _identity(value: Any) -> Any:
+    if isinstance(value, Section):
+        return identity(value)
+    return [_identity(item) for item in value] if isinstance(value, tuple | list) else value
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

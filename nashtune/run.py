@@ -14,6 +14,7 @@ from __future__ import annotations
 import shutil
 import sqlite3
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
@@ -118,6 +119,14 @@ class Run:
                 "`nashtune fork` to try the change beside this run; or another `name`"
             )
         marker.unlink(missing_ok=True)
+
+    @property
+    def id(self) -> str:
+        """What this run is called in ledgers; a fork has its own."""
+        file = self.folder / "id"
+        if not file.exists():
+            write_atomic(file, uuid.uuid4().hex)
+        return file.read_text(encoding="utf-8")
 
     # ---- places --------------------------------------------------------------------------------------------------------
 

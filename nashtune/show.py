@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from nashtune.records import Interval, IterationSummary
+from nashtune.report.health import JudgedStage, health_alarms, health_table
 from nashtune.run import Run
+
+if TYPE_CHECKING:
+    from nashtune.judging.preference_model import Record
+    from nashtune.stages.health import StageHealth
 
 COLUMNS = ("iteration", "vs initial", "vs previous", "vs teacher", "satisfied", "sat. & good", "score", "words")
 MORE_COLUMNS = ("T>S", "S>T", "S>S", "tokens", "seconds")
@@ -44,6 +50,22 @@ def print_status(run: Run) -> None:
         print_table(run)
 
 
+def print_health(stages: Sequence[StageHealth]) -> None:
+    """The judge's health per judging stage, and its alarms."""
+    found = [JudgedStage(s.iteration, s.stage, s.health.to_dict()) for s in stages]
+    shown = health_table(found)
+    table = Table(title="the judge", caption=f"not known: {', '.join(shown.unmeasured)}" if shown.unmeasured else None)
+    for name in ("iteration", *shown.columns):
+        table.add_column(name, justify="right")
+    for row in shown.rows:
+        table.add_row(row.label, *(Text(f"{cell.text}\n{cell.detail}".rstrip()) for cell in row.cells))
+    console = Console()
+    console = Console(width=max(console.width, 150)) if not console.is_terminal else console
+    console.print(table)
+    for alarm in health_alarms(found):
+        console.print(Text(f"alarm: {alarm}", style="yellow"), soft_wrap=True)
+
+
 def print_facts(facts: Mapping[str, Any]) -> None:
     """Names and values, one a line; nested ones indented."""
     for name, value in facts.items():
@@ -53,6 +75,26 @@ def print_facts(facts: Mapping[str, Any]) -> None:
                 print(f"  {inner:<22} {detail}")
         else:
             print(f"{name:<24} {value}")
+
+
+def print_judge(record: Record) -> None:
+    """What is known of a fitted preference model, by its held-out comparisons."""
+    found = record.held_out
+    decided = f"{found.comparisons - found.ties} of {found.comparisons} comparisons, {found.prompts} prompts"
+    table = Table(title=f"{record.kind} on {record.backbone.model}: held out, {decided}")
+    table.add_column("figure")
+    table.add_column("value", justify="right", no_wrap=True)
+    table.add_row("balanced accuracy \\[95 % interval]", _rate(found.balanced_accuracy))
+    table.add_row("of preferring the longer", _rate(found.length_baseline))
+    table.add_row("log loss (nats)", _number(found.log_loss, 3))
+    table.add_row("Brier score", _number(found.brier, 3))
+    table.add_row("expected calibration error", _number(found.calibration_error, 3))
+    table.add_row(f"cyclic triples, of {found.triples}", _share(found.cyclic_triples))
+    table.add_row("temperature", _number(record.calibration["temperature"], 2))
+    Console().print(table)
+    for reason, count in record.data["left_out"].items():
+        if count:
+            print(f"left out, {reason}: {count}")
 
 
 def status_json(run: Run) -> dict[str, Any]:

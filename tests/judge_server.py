@@ -2,6 +2,7 @@
 
 As a judge (a prompt of the rubric oracle) it scores each answer by its number of words; to any other messages it
 answers a deterministic sentence. A script names one behaviour per request, in order of arrival; after its end all is "ok".
+Its batch API and its faults are in judge_batches.py.
 
 In a test: ``with JudgeServer(["429:2", "prose"]) as server: ... server.url, server.stats()``.
 As a process: ``python tests/judge_server.py --port 0 --port-file FILE [--script 429:2,prose] [--require-key KEY]``;
@@ -12,10 +13,13 @@ GET /stats counts, POST /script {"script": [...]} appends.
 | ok, fence, prose | proper grades: bare, in a code fence, with text around |
 | missing, extra, range, half, text, twice, other | one missing, one too many, 9, 3.5, "4", given twice, other keys |
 | truncated, garbage, refusal | content cut (finish "length"), no JSON, a refusal |
+| first, vary | compares in favour of the answer shown first; scores that differ from choice to choice |
+| nologprobs, one | leaves out log-probs that were asked for; gives one choice whatever n |
 | leak | an ordinary reply that repeats the key it got |
 | body | status 200 with half a body in JSON |
 | 400:MESSAGE, 401, 404, 408, 429[:RETRY-AFTER], 500, 503 | that status; 401 repeats the key it got |
 | reset | the connection is reset after the work was done |
+| slow | an ordinary reply after 0.2 s |
 | hang | no answer until the server is closed |
 """
 
@@ -25,6 +29,7 @@ import argparse
 import contextlib
 import hashlib
 import json
+import math
 import os
 import random
 import re
@@ -36,6 +41,8 @@ from collections import deque
 from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
+
+from judge_batches import Batches
 
 MARK = re.compile(r"Every line that carries the mark ([0-9a-f]{16})")
 WORDS = "clear short answer with one good reason and a small example that helps the reader see the point".split()  # noqa: SIM905
@@ -77,6 +84,7 @@ class JudgeServer:
         self.billed = 0
         self.most_at_once = 0
         self.at_once = 0
+        self.batches = Batches(self)
         self.lock = threading.Lock()
         self.closing = threading.Event()
         self.hanging = threading.Event()
@@ -96,8 +104,13 @@ class JudgeServer:
         self._http.shutdown()
         self._http.server_close()
 
-    def stats(self) -> dict[str, int]:
-        return {"requests": len(self.requests), "billed": self.billed, "most_at_once": self.most_at_once}
+    def stats(self) -> dict[str, Any]:
+        return {
+            "requests": len(self.requests),
+            "billed": self.billed,
+            **self.batches.stats(),
+            "most_at_once": self.most_at_once,
+        }
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -111,11 +124,24 @@ class _Handler(BaseHTTPRequestHandler):
             super().handle()
 
     def do_GET(self) -> None:
-        self._send(200, self.judge.stats())
+        if not self._batch_api(b""):
+            self._send(200, self.judge.stats())
+
+    def _batch_api(self, data: bytes) -> bool:
+        """Whether the request was the batch API's, and has been answered."""
+        answer = self.judge.batches.handle(self.command, self.path, data)
+        if answer == "reset":
+            self._reset()
+        elif answer is not None:
+            self._send(*answer)
+        return answer is not None
 
     def do_POST(self) -> None:
         judge = self.judge
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        data = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self._batch_api(data):
+            return None
+        body = json.loads(data)
         if self.path == "/script":
             judge.script.extend(body["script"])
             return self._send(200, {})
@@ -142,15 +168,20 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(int(behaviour), {"error": {"message": argument or f"status {behaviour}"}}, headers)
         with judge.lock:
             judge.billed += 1
+        if behaviour == "slow":
+            time.sleep(0.2)
         if behaviour == "hang":
             judge.hanging.set()
             judge.closing.wait()
         if behaviour in ("hang", "reset"):
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self.close_connection = True
-            return self.connection.close()
-        reply = json.dumps(_completion(behaviour, body) | ({"debug": key} if behaviour == "leak" else {}))
+            return self._reset()
+        reply = json.dumps(completion(behaviour, body) | ({"debug": key} if behaviour == "leak" else {}))
         return self._send(200, reply[: len(reply) // 2] if behaviour == "body" else reply)
+
+    def _reset(self) -> None:
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.close_connection = True
+        self.connection.close()
 
     def _send(self, status: int, body: object, headers: dict[str, str] | None = None) -> None:
         data = (body if isinstance(body, str) else json.dumps(body)).encode()
@@ -161,10 +192,18 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
 
-def _completion(behaviour: str, body: dict[str, Any]) -> dict[str, Any]:
+def completion(behaviour: str, body: dict[str, Any]) -> dict[str, Any]:
     messages = body["messages"]
-    answers = answers_in(messages[0]["content"])
-    content = _sentence(body) if answers is None else _grades(behaviour, answers)
+    asked = messages[0]["content"]
+    answers = answers_in(asked)
+    if answers is None:
+        content = _sentence(body)
+    elif "Reply with one character" in asked:
+        content = "1" if behaviour == "first" or score(answers[0]) > score(answers[1]) else "2"
+    elif '{"scores": [' in asked:
+        content = json.dumps({"scores": [9 if behaviour == "range" else score(text) for text in answers]})
+    else:
+        content = _grades(behaviour, answers)
     finish, refusal = "stop", None
     if behaviour == "truncated":
         content, finish = content[: len(content) * 2 // 3], "length"
@@ -178,16 +217,36 @@ def _completion(behaviour: str, body: dict[str, Any]) -> dict[str, Any]:
         "choices": [
             {
                 "index": i,
-                "message": {"role": "assistant", "content": content, "refusal": refusal},
+                "message": {"role": "assistant", "content": _varied(content, i, behaviour), "refusal": refusal},
                 "finish_reason": finish,
+                "logprobs": _logprobs(content or "") if body.get("logprobs") and behaviour != "nologprobs" else None,
             }
-            for i in range(body.get("n", 1))
+            for i in range(1 if behaviour == "one" else body.get("n", 1))
         ],
         "usage": {
             "prompt_tokens": sum(len(m["content"].split()) for m in messages),
             "completion_tokens": len((content or refusal or "").split()),
         },
     }
+
+
+def _varied(content: str | None, index: int, behaviour: str) -> str | None:
+    """Every score of an odd choice one lower, as a judge that samples would waver."""
+    if content is None or behaviour != "vary" or index % 2 == 0:
+        return content
+    return re.sub(r"[1-6]", lambda digit: str(int(digit[0]) - 1), content)
+
+
+def _logprobs(content: str) -> dict[str, Any]:
+    """A token for each word piece; a digit has 0.75 on itself and 0.25 on the digit below (or the other verdict)."""
+    places = []
+    for token in re.findall(r"\d|[^\d]+", content):
+        top = [{"token": token, "logprob": 0.0}]
+        if token.isdigit():
+            other = {"1": "2", "2": "1"}[token] if content in ("1", "2") else str(max(0, int(token) - 1))
+            top = [{"token": token, "logprob": math.log(0.75)}, {"token": other, "logprob": math.log(0.25)}]
+        places.append({"token": token, "logprob": top[0]["logprob"], "top_logprobs": top})
+    return {"content": places}
 
 
 def _grades(behaviour: str, answers: list[str]) -> str:
@@ -215,7 +274,8 @@ def _grades(behaviour: str, answers: list[str]) -> str:
 def _sentence(body: dict[str, Any]) -> str:
     digest = hashlib.sha256(json.dumps([body["messages"], body.get("seed")]).encode()).digest()
     rng = random.Random(digest)
-    words = [rng.choice(WORDS) for _ in range(min(rng.randint(4, 30), body["max_tokens"]))]
+    most = body.get("max_tokens") or body["max_completion_tokens"]
+    words = [rng.choice(WORDS) for _ in range(min(rng.randint(4, 30), most))]
     return (" ".join(words) + ".").capitalize()
 
 

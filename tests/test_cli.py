@@ -94,6 +94,7 @@ def test_rollback_and_fork_from_the_command_line(run_folder: Path, tmp_path: Pat
     ("arguments", "told"),
     [
         (["run", "none.yaml"], "none.yaml: no such recipe file"),
+        (["plan", "none.yaml"], "none.yaml: no such recipe file"),
         (["status", "nowhere"], "not a run folder"),
         (["report", "nowhere"], "not a run folder"),
         (["rollback", "nowhere", "1"], "not a run folder"),

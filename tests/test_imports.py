@@ -18,7 +18,7 @@ LAYERS = [
     ["run", "scale", "starter"],
     ["prompts", "sampling", "judging", "pairs", "training", "evaluate", "report"],
     ["stages", "show"],
-    ["loop", "chat", "doctor"],
+    ["loop", "chat", "doctor", "planning"],
     ["cli"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -28,8 +28,10 @@ ALLOWED = {
     ("prompts", "judging"): "a row's constraints are validated where they are defined",
     ("prompt_sources", "judging"): "a row's constraints are validated where they are defined",
     ("sampling", "judging"): "the remote engine sends its calls through the dispatcher of paid calls",
+    ("judging", "training"): "a preference model reads hidden states in the packed layout of training",
     ("sampling", "scale"): "the sampler is a work-unit role",
     ("prompts", "prompt_sets"): "built-in sources",
+    ("judging", "evaluate"): "a judge's biases have intervals clustered by prompt, as the contest's win rates do",
 }
 
 
@@ -81,8 +83,15 @@ FAST = [
     "show",
     "judging.rules",
     "judging.rubric",
+    "judging.registry",
+    "judging.reward_model",
+    "judging.preference_model",
+    "judging.comparisons",
+    "judging.health",
+    "stages.health",
     "evaluate.winrate",
     "report.html",
+    "planning.plan",
 ]
 
 

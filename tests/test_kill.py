@@ -21,8 +21,8 @@ NASHTUNE = [sys.executable, "-m", "nashtune.cli", "run"]
 MOMENTS = [
     "prompts/part-1.parquet",
     "iteration-0/validate-sample/000000-*.parquet",
-    "iteration-1/sample/000001-*.parquet",
     "iteration-1/teacher-pool/000000-*.parquet",
+    "iteration-1/sample/000001-*.parquet",
     "iteration-1/judge/000000-*.parquet",
     "iteration-1/train/metrics.jsonl",
     "iteration-1/policy.partial",

@@ -25,7 +25,7 @@ def ask(text: str) -> ChatRequest:
 def counts(ledger: Ledger) -> tuple[int, ...]:
     names = ("calls", "done", "failed", "inflight", "prompt_tokens", "completion_tokens")
     totals = ledger.totals()
-    assert set(totals) == set(names)
+    assert set(totals) == {*names, "cost_usd", "exposure_usd"}
     return tuple(totals[name] for name in names)
 
 
@@ -43,7 +43,7 @@ def test_states_and_totals_of_a_call(tmp_path):
         ledger.failed("a", 1, "status 500")
         assert ledger.begin("a") == 2
         ledger.done("a", 2, REPLY)
-        assert ledger.get("a") == StoredReply(2, REPLY)
+        assert ledger.get("a") == StoredReply(2, REPLY, 0.0)
         assert counts(ledger) == (1, 1, 1, 0, 7, 3)
     assert rows(tmp_path / "ledger.db", "attempt, state, reason, model") == [
         (1, "failed", "status 500", None),
@@ -59,7 +59,7 @@ def test_a_done_call_cannot_be_begun_again_and_its_first_reply_stays(tmp_path):
         ledger.done("a", 2, REPLY)
         ledger.done("a", 1, "late twin")
         assert ledger.begin("a") is None
-        assert ledger.get("a") == StoredReply(2, REPLY)
+        assert ledger.get("a") == StoredReply(2, REPLY, 0.0)
         with pytest.raises(StoreError, match="attempt 2 of call a is not inflight"):
             ledger.done("a", 2, "other")
 
@@ -160,7 +160,7 @@ from nashtune.records import Message
 from nashtune.store.ledger import Ledger
 
 async def main(url, path):
-    dispatcher = Dispatcher(EngineSection(base_url=url, model="m"), Ledger(path))
+    dispatcher = Dispatcher(EngineSection(price="free", base_url=url, model="m"), Ledger(path))
     for text in ("first", "second"):
         await dispatcher.call(ChatRequest((Message("user", text),), temperature=0.0, max_tokens=20))
 
@@ -179,7 +179,7 @@ def test_kill_9_in_mid_call_loses_nothing_done_and_shows_what_was_in_flight(tmp_
 
         async def again():
             with Ledger(path) as ledger:
-                dispatcher = Dispatcher(EngineSection(base_url=server.url, model="m"), ledger)
+                dispatcher = Dispatcher(EngineSection(price="free", base_url=server.url, model="m"), ledger)
                 replies = [await dispatcher.call(ask(text)) for text in ("first", "second", "second")]
                 await dispatcher.aclose()
                 return [r.from_ledger for r in replies], ledger.totals()
@@ -188,14 +188,14 @@ def test_kill_9_in_mid_call_loses_nothing_done_and_shows_what_was_in_flight(tmp_
         assert from_ledger == [True, False, True]
         assert [r["messages"][0]["content"] for r in server.requests] == ["first", "second", "second"]
     assert (totals["calls"], totals["done"], totals["inflight"]) == (2, 2, 1)
-    second = Dispatcher(EngineSection(base_url=server.url, model="m")).key(ask("second"))
+    second = Dispatcher(EngineSection(price="free", base_url=server.url, model="m")).key(ask("second"))
     assert [row[1:] for row in rows(path) if row[0] == second] == [(1, "inflight"), (2, "done")]
 
 
 def test_a_reply_stored_but_unreadable_is_bought_anew_and_kept(tmp_path):
     path = tmp_path / "ledger.db"
     with JudgeServer() as server, Ledger(path) as ledger:
-        dispatcher = Dispatcher(EngineSection(base_url=server.url, model="m"), ledger)
+        dispatcher = Dispatcher(EngineSection(price="free", base_url=server.url, model="m"), ledger)
         key = dispatcher.key(ask("first"))
         ledger.plan(key, {})
         assert ledger.begin(key) == 1
@@ -205,3 +205,16 @@ def test_a_reply_stored_but_unreadable_is_bought_anew_and_kept(tmp_path):
     assert reply.from_ledger is False
     assert rows(path, "attempt, state, reason IS NOT NULL") == [(1, "failed", 1), (2, "done", 0)]
     assert rows(path, "reply")[0] == ("<html>busy</html>",)
+
+
+def test_a_caller_that_gives_up_does_not_stop_the_writer(tmp_path):
+    async def give_up(ledger):
+        for i in range(50):
+            waiting = asyncio.ensure_future(asyncio.wrap_future(ledger.remember(f"n{i}", "v")))
+            await asyncio.sleep(0)
+            waiting.cancel()
+
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        asyncio.run(give_up(ledger))
+        assert ledger.remember("last", "v").result(10) == "v"
+        assert ledger.fact("n49") == "v"

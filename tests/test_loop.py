@@ -236,3 +236,31 @@ def test_two_workers_sample_what_one_does(tiny_folder: Path, tmp_path: Path) -> 
             sample(run, 1)
             outputs.append([(r.id, r.token_ids) for r in tables.stream(Response, run.stage(1, "sample").files())])
     assert outputs[0] == outputs[1]
+
+
+def test_settings_of_speed_may_change_between_stages(tmp_path):
+    """Neutral settings of an oracle's server are not part of what a stage was made from."""
+    from nashtune.recipe import RubricOracle, identity
+
+    engine = {"model": "m", "base_url": "http://127.0.0.1:1/v1"}
+    slow = RubricOracle.model_validate({"kind": "rubric", "engine": engine | {"concurrency": 2, "timeout_s": 5}})
+    fast = RubricOracle.model_validate({"kind": "rubric", "engine": engine | {"concurrency": 64}})
+    assert identity(slow) == identity(fast)
+    assert identity(slow) != identity(slow.model_copy(update={"max_tokens": 99}))
+
+
+def test_a_notebook_with_an_event_loop_running_can_judge(tiny_folder: Path, tmp_path: Path) -> None:
+    """Jupyter runs cells inside an event loop, in which asyncio.run is refused."""
+    import asyncio
+
+    from nashtune import judge, sample
+    from nashtune.recipe import parse_recipe
+
+    changes = {"sampling": {"engine": "scripted"}, "teacher": {"kind": "scripted"}}
+    recipe = parse_recipe(tiny_recipe(tiny_folder, **changes) | {"folder": str(tmp_path)})
+
+    async def cell() -> int:
+        with Run.open(recipe) as run:
+            return sum(judgment.outcome == "ok" for _, _, judgment in judge(run, sample(run, 1)))
+
+    assert asyncio.run(cell()) == 12

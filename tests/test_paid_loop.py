@@ -11,6 +11,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -37,7 +38,7 @@ def server(tmp_path: Path) -> Iterator[str]:
     process.wait()
 
 
-def stats(server: str) -> dict[str, int]:
+def stats(server: str) -> dict[str, Any]:
     with urllib.request.urlopen(f"{server}/stats") as reply:
         return json.load(reply)
 
@@ -45,7 +46,7 @@ def stats(server: str) -> dict[str, int]:
 def test_a_killed_paid_run_buys_each_judgment_once_but_those_in_flight(
     server: str, tiny_folder: Path, tmp_path: Path
 ) -> None:
-    engine = {"base_url": f"{server}/v1", "model": "judge-1", "concurrency": 2}
+    engine = {"base_url": f"{server}/v1", "model": "judge-1", "concurrency": 2, "price": "free", "probe": False}
     recipe = tiny_recipe(tiny_folder, iterations=1) | {
         "folder": str(tmp_path),
         "oracle": {"kind": "rubric", "engine": engine},
@@ -85,3 +86,19 @@ def test_a_killed_paid_run_buys_each_judgment_once_but_those_in_flight(
     assert states["done"] <= billed <= states["done"] + 2 * kills  # at most what was in flight is bought twice
     assert billed - states["done"] <= states.get("inflight", 0)
     assert found.summaries()[1].tokens["judge"] > 0
+
+
+def test_each_stage_is_judged_in_one_batch(server: str, tiny_folder: Path, tmp_path: Path) -> None:
+    engine = {"base_url": f"{server}/v1", "model": "judge-1", "price": "free", "batch": True, "batch_poll_s": 0.5}
+    recipe = tiny_recipe(tiny_folder, iterations=1) | {
+        "folder": str(tmp_path),
+        "oracle": {"kind": "rubric", "engine": engine},
+    }
+    file = tmp_path / "paid.yaml"
+    file.write_text(yaml.safe_dump(recipe))
+    done = subprocess.run([*NASHTUNE, str(file)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = stats(server)
+    found = stats(server)
+    assert found["batches"] == [8, 8, 12, 12, 8]  # the teacher is the best of several by the same judge
+    assert found["billed"] == 48

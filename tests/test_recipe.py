@@ -41,7 +41,10 @@ def test_the_papers_values_are_exact() -> None:
         ({"polcy": {}}, ["polcy", "unknown key", "accepted keys", "policy"]),
         ({"policy": {"model": "m", "modle": 1}}, ["policy.modle", "value 1", "revision"]),
         ({"oracle": {"kind": "rules", "guard": {"min": 3}}}, ["guard.min", "min_words"]),
-        ({"oracle": {"kind": "judge"}}, ["oracle", "'rules', 'rubric', 'scripted'", "judge"]),
+        (
+            {"oracle": {"kind": "judge"}},
+            ["oracle", "'people', 'panel', 'cascade', 'scripted'", "judge"],
+        ),
         ({"sampling": {"k": 0}}, ["sampling.k", "greater than or equal to 1", "received 0"]),
         ({"sampling": {"k": 60}}, ["sampling.k is 60", "slots"]),
         ({"sampling": {"temperature": 0, "top_p": 0.9}}, ["temperature is 0", "top_p"]),
@@ -125,6 +128,7 @@ def test_neutral_settings_change_no_identity_and_identity_settings_do() -> None:
     neutral = {
         "folder": "elsewhere",
         "scale": {"workers": 4},
+        "health": {"min_usable": 0.5, "stop_on_alarm": True},
         "train": {"checkpoint_steps": 7},
     }
     assert parse_recipe(minimal(**neutral)).identity_hash() == base.identity_hash()
@@ -136,11 +140,20 @@ def test_neutral_settings_change_no_identity_and_identity_settings_do() -> None:
     }
     assert declared == {
         "Recipe.folder",
+        "Recipe.health",
         "ScaleSection.workers",
         "TrainSection.checkpoint_steps",
-        "EngineSection.concurrency",
-        "EngineSection.timeout_s",
-        "EngineSection.max_attempts",
+        "Recipe.ledger",
+        "BudgetSection.usd",
+        "BudgetSection.usd_per_iteration",
+        "ScaleSection.overlap",
+        *(f"EngineSection.{name}" for name in ("api_key_env", "api_key_file", "price", "probe", "on_model_change")),
+        *(f"EngineSection.{name}" for name in ("concurrency", "timeout_s", "max_attempts", "token_limit")),
+        *(f"EngineSection.{name}" for name in ("requests_per_minute", "tokens_per_minute")),
+        *(f"EngineSection.{name}" for name in ("batch", "batch_size", "batch_poll_s")),
+        "PeopleOracle.poll_s",
+        "RewardModelOracle.batch_size",
+        "PreferenceModelOracle.batch_tokens",
     }
     for change in ({"seed": 1}, {"sampling": {"k": 4}}, {"train": {"batch_size": 2}}, {"oracle": {"kind": "scripted"}}):
         assert parse_recipe(minimal(**change)).identity_hash() != base.identity_hash()

@@ -21,18 +21,24 @@ NOW = 1_700_000_000.0
 
 
 class Naps:
-    """A sleep that only notes how long it was asked to be."""
+    """A sleep that only notes how long it was asked to be, and the clock that it moves."""
 
     def __init__(self):
         self.seconds = []
+        self.now = NOW
 
     async def __call__(self, seconds):
         self.seconds.append(seconds)
+        self.now += seconds
+
+    def clock(self):
+        return self.now
 
 
 def dispatcher(server, ledger=None, naps=None, **engine):
-    section = EngineSection(base_url=server.url, model="m", **engine)
-    return Dispatcher(section, ledger, clock=lambda: NOW, sleep=naps or Naps(), rng=random.Random(0))
+    section = EngineSection(price="free", base_url=server.url, model="m", **engine)
+    naps = naps or Naps()
+    return Dispatcher(section, ledger, clock=naps.clock, sleep=naps, rng=random.Random(0))
 
 
 def call(d, *requests):
@@ -67,14 +73,15 @@ def test_timeouts_are_tried_again():
 
 def test_back_off_is_full_jitter_and_honours_retry_after():
     naps = Naps()
-    date = formatdate(NOW + 5000, usegmt=True)
+    date = formatdate(NOW + 9000, usegmt=True)
     script = ["500", "500", "500", "429:7", f"429:{date}", "429:soon", "429:-3", "429:86400"]
     with JudgeServer(script) as server:
         call(dispatcher(server, naps=naps, max_attempts=9))
     caps = [0.5 * 2**i for i in range(8)]
-    asked = [0, 0, 0, 7, 5000, 0, 0, 86400]
+    passed = sum(naps.seconds[:4])
+    asked = [0, 0, 0, 7, 9000 - passed, 0, 0, 86400]
     for seconds, least, cap in zip(naps.seconds, asked, caps, strict=True):
-        assert least <= seconds <= least + cap
+        assert least - 1e-3 <= seconds <= least + cap
     jitter = [(s - a) / c for s, a, c in zip(naps.seconds, asked, caps, strict=True)]
     assert max(jitter) - min(jitter) > 0.3  # spread over [0, 1], not a fixed share
 
@@ -115,18 +122,18 @@ def test_the_key_reaches_the_server_and_neither_ledger_nor_messages(tmp_path, mo
 def test_a_key_is_needed_elsewhere_than_on_this_machine(monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with pytest.raises(OracleError, match=r"OPENAI_API_KEY .*is not set"):
-        Dispatcher(EngineSection(base_url="https://judge.example/v1", model="m"))
+        Dispatcher(EngineSection(price="free", base_url="https://judge.example/v1", model="m"))
     with pytest.raises(SamplingError, match="OPENAI_API_KEY"):
-        RemoteEngine(EngineSection(base_url="https://judge.example/v1", model="m"))
+        RemoteEngine(EngineSection(price="free", base_url="https://judge.example/v1", model="m"))
     for url in ("http://localhost:1/v1", "http://127.0.0.5:1/v1", "http://[::1]:1/v1"):
-        Dispatcher(EngineSection(base_url=url, model="m"))
+        Dispatcher(EngineSection(price="free", base_url=url, model="m"))
     with pytest.raises(OracleError, match="accepted: an address"):
-        Dispatcher(EngineSection(base_url="judge:8000", model="m"))
+        Dispatcher(EngineSection(price="free", base_url="judge:8000", model="m"))
 
 
 def test_every_field_decides_the_key_and_neutral_settings_do_not():
     def key(request=REQUEST, **engine):
-        settings = {"base_url": "http://127.0.0.1:1/v1", "model": "m", **engine}
+        settings = {"base_url": "http://127.0.0.1:1/v1", "model": "m", "price": "free", **engine}
         return Dispatcher(EngineSection.model_validate(settings)).key(request)
 
     changes = {
@@ -137,6 +144,7 @@ def test_every_field_decides_the_key_and_neutral_settings_do_not():
         "n": 2,
         "seed": 1,
         "response_format": {"type": "json_object"},
+        "top_logprobs": 5,
         "replicate": 1,
     }
     assert set(changes) == {f.name for f in dataclasses.fields(ChatRequest)}
@@ -179,7 +187,7 @@ def test_engine_answers_every_seed_once_and_resumes_from_the_ledger(tmp_path):
     requests = [Request(f"p{i}", (Message("user", f"q{i}"),), (), (2**40 + i, 2**50 + 100 + i)) for i in range(6)]
     params = SamplingParams(temperature=0.5, top_p=0.9, max_new_tokens=12)
     with JudgeServer(["500", "429"]) as server, Ledger(tmp_path / "l.db") as ledger:
-        section = EngineSection(base_url=server.url, model="m", concurrency=4)
+        section = EngineSection(price="free", base_url=server.url, model="m", concurrency=4)
         first = {(c.prompt_id, c.k): c for c in RemoteEngine(section, ledger).generate(requests, params)}
         sent = len(server.requests)
         again = {(c.prompt_id, c.k): c for c in RemoteEngine(section, ledger).generate(requests, params)}
@@ -196,7 +204,7 @@ def test_engine_answers_every_seed_once_and_resumes_from_the_ledger(tmp_path):
 def test_engine_reports_truncation_and_refusals():
     requests = [Request("p", (Message("user", "q"),), (), (1, 2))]
     with JudgeServer(["truncated", "refusal"]) as server:
-        section = EngineSection(base_url=server.url, model="m", concurrency=1)
+        section = EngineSection(price="free", base_url=server.url, model="m", concurrency=1)
         cut, refusal = sorted(RemoteEngine(section).generate(requests, SamplingParams()), key=lambda c: c.k)
     assert cut.finish == "length"
     assert (refusal.text, refusal.finish) == ("I cannot help with that.", "stop")
@@ -205,13 +213,15 @@ def test_engine_reports_truncation_and_refusals():
 def test_engine_errors_are_sampling_errors_and_early_stops_leave_no_thread_waiting():
     requests = [Request(f"p{i}", (Message("user", f"q{i}"),), (), (1,)) for i in range(8)]
     with JudgeServer(["ok", "404:no such model", *["hang"] * 3]) as server:
-        engine = RemoteEngine(EngineSection(base_url=server.url, model="m", concurrency=1))
+        engine = RemoteEngine(EngineSection(price="free", base_url=server.url, model="m", concurrency=1))
         with pytest.raises(SamplingError, match="no such model"):
             list(engine.generate(requests, SamplingParams()))
         stream = engine.generate(requests[:0], SamplingParams())
         assert list(stream) == []
     with JudgeServer(["ok", "hang"]) as server:
-        stream = RemoteEngine(EngineSection(base_url=server.url, model="m")).generate(requests, SamplingParams())
+        stream = RemoteEngine(EngineSection(price="free", base_url=server.url, model="m")).generate(
+            requests, SamplingParams()
+        )
         next(stream)
         assert server.hanging.wait(10)
         stream.close()
@@ -227,4 +237,40 @@ def test_engine_works_inside_a_running_loop():
         return [c.text for c in RemoteEngine(section).generate([request], SamplingParams())]
 
     with JudgeServer() as server:
-        assert len(asyncio.run(outer(EngineSection(base_url=server.url, model="m")))) == 1
+        assert len(asyncio.run(outer(EngineSection(price="free", base_url=server.url, model="m")))) == 1
+
+
+def test_a_call_cancelled_while_its_reply_is_being_stored_keeps_the_reply(tmp_path, monkeypatch):
+    with JudgeServer() as server, Ledger(tmp_path / "l.db") as ledger:
+        d, close = dispatcher(server, ledger), ledger.close_attempt
+
+        async def cancelled_at_the_close():
+            task = asyncio.create_task(d.call(REQUEST))
+
+            def close_and_cancel(*args, **what):
+                task.cancel()
+                return close(*args, **what)
+
+            monkeypatch.setattr(ledger, "close_attempt", close_and_cancel)
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            await d.aclose()
+
+        asyncio.run(cancelled_at_the_close())
+        monkeypatch.undo()
+        (reply,) = call(d, REQUEST)
+        assert len(server.requests) == 1
+        assert reply.from_ledger
+        totals = ledger.totals()
+    assert (totals["done"], totals["failed"], totals["inflight"]) == (1, 0, 0)
+
+
+def test_a_reply_costs_what_the_ledger_says_it_was_bought_for(tmp_path):
+    with JudgeServer() as server, Ledger(tmp_path / "l.db") as ledger:
+        costs = []
+        for price in ({"input": 1.0, "output": 2.0}, {"input": 50.0, "output": 90.0}):  # the list price rose since
+            section = EngineSection(price=price, base_url=server.url, model="m")
+            (reply,) = call(Dispatcher(section, ledger), REQUEST)
+            costs.append(reply.cost_usd)
+        assert len(server.requests) == 1
+        assert costs[0] == costs[1] == ledger.totals()["cost_usd"] > 0

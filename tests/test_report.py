@@ -21,6 +21,7 @@ from nashtune.recipe import parse_recipe
 from nashtune.records import Interval, IterationSummary
 from nashtune.report import charts, tables
 from nashtune.report.card import CardInput, model_card
+from nashtune.report.health import JudgedStage
 from nashtune.report.html import ReportInput, ShownAnswer, SideBySide, length_alarms, render_report, result_sentence
 
 HOSTILE = '<script>alert(1)</script></details><img src="https://example.org/x.png" onerror=alert(2)>{{ 7 * 7 }}'
@@ -174,6 +175,29 @@ def test_data_stays_text() -> None:
     assert page.tags.count("details") == 5  # two contests; prompts, recipe, environment
     # Alarm, environment, prompt report, recipe; first contest: prompt, system prompt, answer; second contest: answer.
     assert page.text.count(HOSTILE) == 8
+
+
+def test_the_judges_health_is_a_table_and_its_alarms_stand_first() -> None:
+    health = {
+        "judgments": 96,
+        "usable": 0.875,
+        "position": {"effect": 0.214, "p": 0.0004},
+        "length": {"preference": {"value": 0.8, "low": 0.71, "high": 0.87, "n": 96}, "correlation": None, "p": None},
+        "favour": {"student": None, "own_model": None},
+        "spread": {"ties": 0.25, "equal_sets": 0.0},
+        "cycles": None,
+        "drift": {"mean_change": 0.5, "flips": 0.1},
+        "alarms": [{"name": "min_usable", "value": 0.875, "threshold": 0.9, "message": HOSTILE}],
+    }
+    page = Page(render_report(replace(full_input(), health=[JudgedStage(1, "judge", health)], alarms=[])))
+    assert page.row("judge-table", "1, training") == (
+        ["96", "88 %", "0.21 p 0.0004", "80 % 71–87", "25 %", "0 %", "0.50 10 % flipped"]
+    )
+    assert f"Iteration 1, judge on training prompts: {HOSTILE} (threshold 0.9)." in page.text
+    unknown = "length corr., student over teacher, own model, cycles, flipped by order, panel agrees, repeats audit."
+    assert f"Not known in any iteration: {unknown}" in page.text
+    assert "script" not in page.tags
+    assert "No judgements have been looked at yet." in Page(render_report(EMPTY)).text
 
 
 def test_nothing_is_loaded() -> None:

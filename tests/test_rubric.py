@@ -7,7 +7,7 @@ from judge_server import JudgeServer, answers_in, score
 
 from nashtune import recipe
 from nashtune.errors import OracleError
-from nashtune.judging import rubric
+from nashtune.judging import showing
 from nashtune.judging.dispatch import Choice, Dispatcher
 from nashtune.judging.rubric import (
     RubricOracle,
@@ -47,7 +47,7 @@ def judge(server, texts=TEXTS, **settings) -> Judgment:
 
 def judge_in_turn(server, texts, seeds, ledger=None, **settings) -> list[Judgment]:
     """One oracle, a judgment per seed."""
-    engine = recipe.EngineSection(base_url=server.url, model="judge")
+    engine = recipe.EngineSection(price="free", base_url=server.url, model="judge")
     oracle = RubricOracle(
         recipe.RubricOracle(kind="rubric", engine=engine, **settings), Dispatcher(engine, ledger, sleep=no_sleep)
     )
@@ -143,7 +143,7 @@ def test_the_mark_follows_from_the_texts_and_is_never_one_that_occurs_in_them(mo
         return mark_in(render(PROMPT, texts, SEED))
 
     assert len({mark_of(texts) for texts in (["a", "b"], ["a", "c"], ["b", "a"])}) == 3
-    monkeypatch.setattr(rubric, "content_hash", lambda name, seed, salt, texts: f"mark{salt}")
+    monkeypatch.setattr(showing, "content_hash", lambda name, seed, salt, texts: f"mark{salt}")
     assert mark_of(["a", "b"]) == "mark0"
     assert mark_of(["mark0", "and MARK1"]) == "mark2"
 

@@ -2,33 +2,119 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nashtune import recipe
 from nashtune.judging.oracle import Oracle
 from nashtune.judging.rules import RulesOracle
 from nashtune.judging.scripted import ScriptedOracle
-from nashtune.recipe import Oracle as OracleSection
-from nashtune.recipe import RubricOracle as RubricSection
-from nashtune.recipe import RulesOracle as RulesSection
 
 if TYPE_CHECKING:
+    from nashtune.judging.dispatch import Dispatcher, Payer
+    from nashtune.records import Policy
     from nashtune.store.ledger import Ledger
 
 
-def open_oracle(section: OracleSection, ledger: Callable[[], Ledger]) -> Oracle:
-    """The oracle a recipe describes; paid ones open the ``ledger`` and account for their calls in it."""
-    if isinstance(section, RulesSection):
-        return RulesOracle(section)
-    if isinstance(section, RubricSection):
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What oracles may need of a run, made only when one asks: the ledger and who pays, the policy whose answers are judged."""
+
+    ledger: Callable[[], Ledger | None]
+    payer: Callable[[], Payer | None]
+    policy: Callable[[], Policy]
+
+    def dispatcher(self, engine: recipe.EngineSection) -> Dispatcher:
+        if engine.batch:
+            from nashtune.judging.batch import BatchDispatcher
+
+            return BatchDispatcher(engine, self.ledger(), self.payer())
         from nashtune.judging.dispatch import Dispatcher
-        from nashtune.judging.rubric import RubricOracle
 
-        return RubricOracle(section, Dispatcher(section.engine, ledger()))
-    return ScriptedOracle(section)
+        return Dispatcher(engine, self.ledger(), self.payer())
 
 
-def oracle_needs(section: OracleSection) -> frozenset[str]:
+def open_oracle(section: recipe.Oracle, resources: Resources) -> Oracle:
+    """The oracle a recipe describes. Raises OracleError where it cannot work (no key, no price, an unfit model)."""
+    match section:
+        case recipe.RulesOracle():
+            return RulesOracle(section)
+        case recipe.RubricOracle():
+            from nashtune.judging.rubric import RubricOracle
+
+            return RubricOracle(section, resources.dispatcher(section.engine))
+        case recipe.CompactOracle():
+            from nashtune.judging.compact import CompactOracle
+
+            return CompactOracle(section, resources.dispatcher(section.engine))
+        case recipe.PairwiseOracle():
+            from nashtune.judging.pairwise import PairwiseOracle
+
+            return PairwiseOracle(section, resources.dispatcher(section.engine))
+        case recipe.SelfOracle():
+            from nashtune.judging.self_oracle import SelfOracle
+
+            return SelfOracle(section, resources.policy())
+        case recipe.PeopleOracle():
+            from nashtune.judging.people import PeopleOracle
+
+            return PeopleOracle(section)
+        case recipe.PanelOracle():
+            from nashtune.judging.panel import PanelOracle
+
+            members = [open_oracle(member.oracle, resources) for member in section.members]
+            return PanelOracle(members, [member.weight for member in section.members], section.quorum)
+        case recipe.CascadeOracle():
+            return _open_cascade(section, resources)
+        case recipe.RewardModelOracle():
+            from nashtune.judging.reward_model import RewardModelOracle
+
+            return RewardModelOracle(section)
+        case recipe.PreferenceModelOracle():
+            from nashtune.judging.preference_model import PreferenceModelOracle
+
+            return PreferenceModelOracle(section)
+        case recipe.ScriptedOracle():
+            return ScriptedOracle(section)
+
+
+def _open_cascade(section: recipe.CascadeOracle, resources: Resources) -> Oracle:
+    from nashtune.judging.cascade import CascadeOracle
+
+    if section.min_accuracy is not None:
+        for part in parts_of(section.cheap):
+            if isinstance(part, recipe.PreferenceModelOracle):
+                from nashtune.judging.preference_model import check_gate
+
+                check_gate(Path(part.folder), section.min_accuracy)
+    cheap, strong = open_oracle(section.cheap, resources), open_oracle(section.strong, resources)
+    auditor = section.audit_oracle
+    audit = None if section.audit == 0 else strong if auditor is None else open_oracle(auditor, resources)
+    return CascadeOracle(section, cheap, strong, audit)
+
+
+def parts_of(section: recipe.Oracle) -> Iterator[recipe.Oracle]:
+    """An oracle and those inside it."""
+    yield section
+    inside: list[recipe.Oracle | None] = []
+    if isinstance(section, recipe.PanelOracle):
+        inside = [member.oracle for member in section.members]
+    elif isinstance(section, recipe.CascadeOracle):
+        inside = [section.cheap, section.strong, section.audit_oracle]
+    for part in inside:
+        if part is not None:
+            yield from parts_of(part)
+
+
+def judges_in_batches(section: recipe.Oracle) -> bool:
+    """Whether some of its calls wait to be sent together: the more judgments are wanted at once, the fewer batches."""
+    paid = (recipe.RubricOracle, recipe.CompactOracle, recipe.PairwiseOracle)
+    return any(part.engine.batch for part in parts_of(section) if isinstance(part, paid))
+
+
+def oracle_needs(section: recipe.Oracle) -> frozenset[str]:
     """Policies under which the oracle wants to know the candidates' log-probs, without opening it."""
-    fluency = isinstance(section, RulesSection) and section.guard.min_fluency is not None
+    fluency = any(isinstance(p, recipe.RulesOracle) and p.guard.min_fluency is not None for p in parts_of(section))
     return frozenset({"0"} if fluency else ())

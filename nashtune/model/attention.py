@@ -7,6 +7,7 @@ embeddings, residuals) runs unchanged for every family that goes through transfo
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +21,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from nashtune.errors import ModelError
 
 ATTENTION = "nashtune"
+SHORT = 2048
+"""Tokens attended to, up to which a CPU is faster in fp32 than in bf16."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +137,7 @@ class PackedLayout:
         self.blocks = tuple(blocks)
         self.device = torch.device(device)
         self._masks: dict[int | None, list[Tensor | None]] = {}
+        self._segment_masks: dict[tuple[int, int, int | None], Tensor] = {}
 
     @property
     def position_ids(self) -> Tensor:
@@ -141,13 +145,50 @@ class PackedLayout:
         return torch.cat([b.positions for b in self.blocks])[None].to(self.device)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, style: AttentionStyle) -> Tensor:
+        if self.device.type == "cpu":
+            return self._by_segment(query, key, value, style)
         if style.window not in self._masks:
             self._masks[style.window] = [b.mask(style.window, self.device) for b in self.blocks]
+        masks = self._masks[style.window]
         out, start = [], 0
-        for block, mask in zip(self.blocks, self._masks[style.window], strict=True):
+        for block, mask in zip(self.blocks, masks, strict=True):
             rows = slice(start, start + block.length)
             out.append(
                 masked_attention(query[:, :, rows], key[:, :, rows], value[:, :, rows], mask, style, causal=True)
             )
             start += block.length
         return torch.cat(out, 2)
+
+    def _by_segment(self, query: Tensor, key: Tensor, value: Tensor, style: AttentionStyle) -> Tensor:
+        """Prompts and branches one by one, so that no score between two branches is computed; short ones in fp32.
+
+        On CPUs the fused kernel's backward pass over a hundred tokens takes twice as long in bf16 as in fp32. Splitting
+        (not slicing) spares each segment a zero-filled gradient of full length.
+        """
+        lengths = [n for block in self.blocks for n in (block.prompt, *block.branches)]
+        dtype = value.dtype
+        if max(block.prompt + max(block.branches, default=0) for block in self.blocks) <= SHORT:
+            query, key, value = query.float(), key.float(), value.float()
+        parts = zip(*(tensor.split(lengths, 2) for tensor in (query, key, value)), strict=True)
+        out: list[Tensor] = []
+        with torch.autocast("cpu", enabled=False) if query.dtype == torch.float32 else contextlib.nullcontext():
+            for block in self.blocks:
+                q, k, v = next(parts)
+                mask = self._segment_mask(0, block.prompt, style.window)
+                out.append(masked_attention(q, k, v, mask, style, causal=True))
+                for length in block.branches:
+                    q, own_k, own_v = next(parts)
+                    mask = self._segment_mask(block.prompt, length, style.window)
+                    keys, values = torch.cat([k, own_k], 2), torch.cat([v, own_v], 2)
+                    out.append(masked_attention(q, keys, values, mask, style))
+        return torch.cat(out, 2).to(dtype)
+
+    def _segment_mask(self, before: int, length: int, window: int | None) -> Tensor | None:
+        """Boolean [length, before + length] for a segment that follows ``before`` tokens; None where causal says it all."""
+        if before == 0 and (window is None or length <= window):
+            return None
+        key = (before, length, window)
+        if key not in self._segment_masks:
+            distance = torch.arange(before, before + length)[:, None] - torch.arange(before + length)
+            self._segment_masks[key] = (distance >= 0) if window is None else (distance >= 0) & (distance < window)
+        return self._segment_masks[key]

@@ -77,6 +77,25 @@ def find_policy(section: PolicySection) -> Policy:
     return Policy(folder, fingerprint(folder), name, section.trust_remote_code)
 
 
+def local_folder(section: PolicySection) -> Path | None:
+    """The folder of the recipe's model where it is on this machine already, converted or in the hub's cache; else None."""
+    name = section.model
+    try:
+        if name.startswith("package:"):
+            folder = _gguf_cache(_packaged_gguf(name))
+        elif name.endswith(".gguf"):
+            folder = _gguf_cache(Path(name).expanduser())
+        elif Path(name).expanduser().is_dir():
+            folder = Path(name).expanduser().resolve()
+        else:
+            from huggingface_hub import snapshot_download
+
+            folder = Path(snapshot_download(name, revision=section.revision, local_files_only=True))
+    except (ModelError, OSError, ValueError):  # the hub's own errors are of the last two kinds
+        return None
+    return folder if (folder / "config.json").is_file() else None
+
+
 def _download(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -104,14 +123,19 @@ def _packaged_gguf(name: str) -> Path:
     return files[0]
 
 
+def _gguf_cache(file: Path) -> Path:
+    """Where the converted model of a GGUF file lies, or would."""
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    return cache_folder() / "gguf" / f"{file.stem}-{digest}"
+
+
 def _convert_gguf(file: Path) -> Path:
     """Dequantise a GGUF file into a transformers folder, once; returns the cached folder."""
     if not file.is_file():
         raise ModelError(f"policy.model: no such file: {file}")
     if importlib.util.find_spec("gguf") is None:
         raise ModelError(f"policy.model: {file.name} needs the gguf package; `pip install 'nashtune[gguf]'`")
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
-    folder = cache_folder() / "gguf" / f"{file.stem}-{digest}"
+    folder = _gguf_cache(file)
     if folder.is_dir():
         return folder
     where, gguf = str(file.parent), file.name

@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 from nashtune.records import Judgment, Pair, Prompt, Response
+from nashtune.report.health import SETS, JudgedStage
 from nashtune.report.html import ReportInput, ShownAnswer, SideBySide, render_report
 from nashtune.run import Run
 from nashtune.store import tables
@@ -42,7 +43,17 @@ def assemble(run: Run) -> ReportInput:
         lengths={s.iteration: _lengths(run, s.iteration) for s in summaries},
         contests=list(_side_by_side(run, [s.iteration for s in summaries])),
         prompt_report=read_json(prompts) if prompts.exists() else {},
+        health=list(_health(run)),
     )
+
+
+def _health(run: Run) -> Iterator[JudgedStage]:
+    """The judge's health as each judging stage recorded it; records of older versions have none."""
+    for iteration in range(run.last_iteration() + 1):
+        for name in SETS:
+            stage = run.stage(iteration, name)
+            if stage.file.exists() and (health := stage.record()["facts"].get("health")):
+                yield JudgedStage(iteration, name, health)
 
 
 def _curve(run: Run, iteration: int) -> list[dict[str, float]]:

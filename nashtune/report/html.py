@@ -15,6 +15,7 @@ from markupsafe import Markup
 from nashtune.errors import StoreError
 from nashtune.records import Finish, IterationSummary
 from nashtune.report import charts, tables
+from nashtune.report.health import JudgedStage, health_alarms, health_table
 from nashtune.report.tables import PAIR_KINDS, interval_range, percent, union
 
 CURVES = (
@@ -57,6 +58,7 @@ class ReportInput:
     reason in words ("running", "finished"). ``train_curves`` rows hold "step" (optimizer step within the iteration) and
     any of loss, margin, accuracy, grad_norm, learning_rate, nll. ``pair_margins``: score (or win-rate) differences of
     new pairs by kind. ``lengths``: words of each validation answer. ``prompt_report``: how prompts were read, by name.
+    ``health``: the judge's, per judging stage; its alarms are shown with ``alarms``.
     """
 
     name: str
@@ -72,6 +74,7 @@ class ReportInput:
     contests: Sequence[SideBySide] = ()
     prompt_report: Mapping[str, Any] = field(default_factory=dict)
     alarms: Sequence[str] = ()
+    health: Sequence[JudgedStage] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,13 +281,14 @@ def render_report(data: ReportInput) -> str:
         header_facts=_header_facts(data),
         confidence=confidence_label(data.recipe),
         selection=selection(data.recipe),
-        alarms=list(dict.fromkeys([*data.alarms, *length_alarms(summaries)])),
+        alarms=list(dict.fromkeys([*data.alarms, *length_alarms(summaries), *health_alarms(data.health)])),
         columns=[(t, column_name(t)) for t in iterations],
         groups=groups,
         unmeasured=[row.full_label for group in groups for row in group.rows if not row.known],
         win_rates=list(_win_rate_figure(summaries)),
         dynamics_columns=[name for name, _ in tables.DYNAMICS],
         dynamics=tables.dynamics_rows(summaries),
+        health=health_table(data.health),
         lengths=list(_length_figure(data)),
         margins=list(_margin_figures(data)),
         margin_legend=_margin_legend(data),

@@ -9,7 +9,7 @@ from collections.abc import Generator, Sequence
 from typing import TypeAlias
 
 from nashtune.errors import OracleError, SamplingError
-from nashtune.judging.dispatch import ChatRequest, Dispatcher
+from nashtune.judging.dispatch import ChatRequest, Dispatcher, Payer
 from nashtune.recipe import EngineSection
 from nashtune.records import Finish
 from nashtune.sampling.engine import Completion, Request, SamplingParams
@@ -27,10 +27,10 @@ class RemoteEngine:
     the server refuses, stays silent, or is asked for what the protocol does not have (top_k, stop token ids).
     """
 
-    def __init__(self, engine: EngineSection, ledger: Ledger | None = None) -> None:
+    def __init__(self, engine: EngineSection, ledger: Ledger | None = None, payer: Payer | None = None) -> None:
         self._engine = engine
         try:
-            self._dispatcher = Dispatcher(engine, ledger)
+            self._dispatcher = Dispatcher(engine, ledger, payer)
         except OracleError as error:
             raise SamplingError(str(error)) from error
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from nashtune.recipe import SamplingSection
+from nashtune.recipe import SamplingSection, identity
 from nashtune.records import Policy, Prompt, Response, Source
 from nashtune.sampling.defects import find_defects
 from nashtune.sampling.engine import Engine, Request, SamplingParams
@@ -57,7 +57,7 @@ class Sampler:
 
     def identity(self) -> list[object]:
         """What decides the samples, besides the prompts."""
-        return [self.fingerprint, self.sampling.model_dump(mode="json"), self.n, self.seed, self.purpose, self.source]
+        return [self.fingerprint, identity(self.sampling), self.n, self.seed, self.purpose, self.source]
 
     def open(self) -> Opened:
         if self.sampling.engine == "scripted":

@@ -6,6 +6,7 @@ unit into a committed object and a small dict of facts. Nothing bulky passes thr
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import pickle
@@ -66,10 +67,12 @@ class _Opened:
 
 
 class LocalEngine:
-    """Runs units; with ``workers`` > 1, in that many processes with cores/workers threads each, kept until ``close``."""
+    """Runs units; with ``workers`` > 1, in that many processes with cores/workers threads each, kept until ``close``.
+    ``preload`` names a module that they import as they start."""
 
-    def __init__(self, workers: int = 1):
+    def __init__(self, workers: int = 1, preload: str | None = None):
         self.workers = workers
+        self._preload = preload
         self._here = _Opened()
         self._pool: list[_Worker] = []
 
@@ -82,6 +85,11 @@ class LocalEngine:
         else:
             yield from self._spread(role, todo)
 
+    def start(self) -> None:
+        """Have the worker processes load their libraries while the caller does something else."""
+        while self.workers > 1 and len(self._pool) < self.workers:
+            self._pool.append(_Worker(max(1, (os.cpu_count() or 1) // self.workers), self._preload))
+
     def release(self) -> None:
         """Forget what this process loaded for units, before something else needs the memory."""
         self._here = _Opened()
@@ -93,8 +101,7 @@ class LocalEngine:
         self._pool = []
 
     def _spread(self, role: Role, todo: list[Unit]) -> Iterator[tuple[Unit, Facts]]:
-        while len(self._pool) < self.workers:
-            self._pool.append(_Worker(max(1, (os.cpu_count() or 1) // self.workers)))
+        self.start()
         waiting = todo[::-1]
         busy = {worker.pipe: worker for worker in self._pool[: len(todo)]}
         for worker in busy.values():
@@ -112,11 +119,11 @@ class LocalEngine:
 class _Worker:
     """A child process and the pipe to it. Spawned, not forked: torch and its threads do not survive a fork."""
 
-    def __init__(self, threads: int):
+    def __init__(self, threads: int, preload: str | None):
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.unit: Unit | None = None
-        self.process = context.Process(target=_serve, args=(theirs, threads, os.getpid()), daemon=True)
+        self.process = context.Process(target=_serve, args=(theirs, threads, os.getpid(), preload), daemon=True)
         variables = {
             "OMP_NUM_THREADS": str(threads),
             "MKL_NUM_THREADS": str(threads),
@@ -161,13 +168,22 @@ class _Worker:
             self.process.join()
 
 
-def _serve(pipe: Connection, threads: int, parent: int) -> None:
+def _serve(pipe: Connection, threads: int, parent: int, preload: str | None) -> None:
     """A worker's life: take a unit, do it, tell; leave when the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
     import torch
 
+    from nashtune.model.allocator import freed_memory_kept
+
     torch.set_num_threads(threads)
+    if preload is not None:
+        importlib.import_module(preload)
+    with freed_memory_kept():
+        _serve_units(pipe)
+
+
+def _serve_units(pipe: Connection) -> None:
     opened = _Opened()
     while True:
         try:

@@ -4,38 +4,53 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Sequence
 from itertools import islice
 from typing import Any
 
-from nashtune.judging.oracle import Oracle
-from nashtune.judging.registry import open_oracle
+from nashtune.judging.registry import judges_in_batches, open_oracle
+from nashtune.recipe import identity
 from nashtune.records import Judgment
 from nashtune.run import Run, Stage
 from nashtune.scale.local import Unit
 from nashtune.seeds import seed_for
 from nashtune.stages.candidates import Candidates, Judgments, Units
-from nashtune.stages.work import ledger_of, once, stage_units, unit_progress
+from nashtune.stages.endpoints import check_endpoints
+from nashtune.stages.health import health_of, stop_on_alarm
+from nashtune.stages.work import finish, once, resources_of, stage_units, unit_progress
 from nashtune.store import tables
 from nashtune.store.files import create_once
 
 UNITS_AT_ONCE = 4
-"""Units judged side by side, so that one slow reply does not idle the judge at the end of each unit."""
+"""Units judged side by side, so that one slow reply does not idle the judge at the end of each unit. A judge that works
+in batches gets all of them, to be sent together."""
 
 
 def judge(run: Run, candidates: Candidates) -> Judgments:
-    """Judge candidate sets; a set judged before, in any attempt, is not judged again."""
-    stage = run.stage(candidates.iteration, "validate-judge" if candidates.validation else "judge")
-    inputs = (candidates.fingerprint, run.recipe.oracle.model_dump(mode="json"), run.recipe.seed)
-    units = stage_units(stage, inputs)
+    """Judge candidate sets; a set judged before, in any attempt, is not judged again.
+
+    Raises OracleError where no judgment is possible, and under health.stop_on_alarm for a judge that gives cause.
+    """
+    stage, inputs, units = judge_stage(run, candidates)
     once(stage, inputs, lambda: _judge_all(run, stage, candidates, units))
-    return Judgments(candidates, units)
+    judgments = Judgments(candidates, units)
+    stop_on_alarm(run, stage, judgments)
+    return judgments
+
+
+def judge_stage(run: Run, candidates: Candidates) -> tuple[Stage, tuple[Any, ...], Units]:
+    """The stage that judges ``candidates``, what it is made from, and where its units go."""
+    stage = run.stage(candidates.iteration, "validate-judge" if candidates.validation else "judge")
+    inputs = (candidates.fingerprint, identity(run.recipe.oracle), run.recipe.seed)
+    return stage, inputs, stage_units(stage, inputs)
 
 
 def _judge_all(run: Run, stage: Stage, candidates: Candidates, units: Units) -> dict[str, Any]:
     part = candidates.part
     work = [Unit(index, part.file, units.file(index)) for index in range(part.units)]
-    oracle = open_oracle(run.recipe.oracle, lambda: ledger_of(run))
+    todo = [unit for unit in work if not unit.target.exists()]
+    if todo:
+        check_endpoints(run, candidates.iteration)
     title = f"iteration {candidates.iteration}: {stage.name}"
     with stage.clock() as tick, unit_progress(title, work, part) as advance:
 
@@ -43,41 +58,59 @@ def _judge_all(run: Run, stage: Stage, candidates: Candidates, units: Units) -> 
             tick()
             advance(count, "")
 
-        asyncio.run(
-            _judge_units(oracle, candidates, iter([u for u in work if not u.target.exists()]), run.recipe.seed, done)
-        )
-    return judgment_facts(units, part.units)
+        finish(judge_units(run, candidates, todo, done, _at_once))
+    return judgment_facts(run, Judgments(candidates, units))
 
 
-async def _judge_units(
-    oracle: Oracle, candidates: Candidates, todo: Iterator[Unit], seed: int, done: Callable[[int], None]
+async def _at_once(unit: Unit) -> None:
+    """Nothing to wait for: all answers are committed."""
+
+
+async def judge_units(
+    run: Run,
+    candidates: Candidates,
+    work: Sequence[Unit],
+    done: Callable[[int], None],
+    ready: Callable[[Unit], Awaitable[None]],
 ) -> None:
+    """Judge and commit units, each once it is ``ready``; ``done`` hears of the judgments made. Where one fails, what is in
+    flight is finished first: it is paid for."""
+    oracle = open_oracle(run.recipe.oracle, resources_of(run, candidates.iteration))
+    todo = iter(work)
+
     async def one(unit: Unit) -> None:
+        await ready(unit)
         sets = candidates.unit(unit.index)
-        seeds = [seed_for(seed, "judge", prompt.id, [a.id for a in answers]) for prompt, answers in sets]
+        seeds = [seed_for(run.recipe.seed, "judge", prompt.id, [a.id for a in answers]) for prompt, answers in sets]
         calls = (oracle.judge(prompt, answers, s) for (prompt, answers), s in zip(sets, seeds, strict=True))
-        judgments = await asyncio.gather(*calls)
+        said = await asyncio.gather(*calls, return_exceptions=True)  # what is in flight is paid for: let it end
+        if failures := [found for found in said if isinstance(found, BaseException)]:
+            raise failures[0]
+        judgments = [found for found in said if isinstance(found, Judgment)]
         create_once(unit.target, tables.encode(Judgment, judgments))
         done(len(judgments))
 
+    running: set[asyncio.Task[None]] = set()
     try:
-        running = {asyncio.create_task(one(unit)) for unit in islice(todo, UNITS_AT_ONCE)}
+        at_once = len(work) if judges_in_batches(run.recipe.oracle) else UNITS_AT_ONCE
+        running |= {asyncio.create_task(one(unit)) for unit in islice(todo, at_once)}
         while running:
             ended, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
             for task in ended:
                 task.result()
                 running |= {asyncio.create_task(one(unit)) for unit in islice(todo, 1)}
     finally:
+        await asyncio.gather(*running, return_exceptions=True)
         await oracle.aclose()
 
 
-def judgment_facts(units: Units, count: int) -> dict[str, Any]:
-    """Counts, tokens and money over committed judgments."""
+def judgment_facts(run: Run, judgments: Judgments) -> dict[str, Any]:
+    """Counts, tokens and money over committed judgments, and the oracle's health."""
     facts: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     cost: float | None = None
-    for index in range(count):
-        for judgment in tables.read(Judgment, units.file(index)):
+    for index in range(judgments.candidates.part.units):
+        for judgment in tables.read(Judgment, judgments.units.file(index)):
             facts["judgments"] += 1
             facts["prompt_tokens"] += judgment.usage.prompt_tokens
             facts["completion_tokens"] += judgment.usage.completion_tokens
@@ -87,4 +120,9 @@ def judgment_facts(units: Units, count: int) -> dict[str, Any]:
             if judgment.outcome != "ok":
                 facts["unusable"] += 1
                 reasons[judgment.reason] += 1
-    return {**facts, "cost_usd": cost, "unusable_reasons": dict(reasons.most_common(20))}
+    return {
+        **facts,
+        "cost_usd": cost,
+        "unusable_reasons": dict(reasons.most_common(20)),
+        "health": health_of(run, judgments).to_dict(),
+    }

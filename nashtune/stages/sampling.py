@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,12 +21,27 @@ from nashtune.store.files import create_once
 
 def draw(run: Run, iteration: int, name: str, part: PromptPart, policy: int, purpose: str, n: int, label: str) -> Group:
     """Samples of a policy of the run, with the log-probs that the oracle reads."""
+    group, sample = drawing(run, iteration, name, part, policy, purpose, n, label)
+    sample(lambda: "")
+    return group
+
+
+def drawing(
+    run: Run, iteration: int, name: str, part: PromptPart, policy: int, purpose: str, n: int, label: str
+) -> tuple[Group, Callable[[Callable[[], str]], None]]:
+    """Where ``draw`` will commit its samples, and what draws them; called with a function to call after each unit."""
     stage = run.stage(iteration, name)
     role = _sampler(run, policy, purpose, n, "student")
     inputs = (part.fingerprint, role.identity())
     units = stage_units(stage, inputs)
-    once(stage, inputs, lambda: _draw(run, f"iteration {iteration}: {name}", stage, role, part, units))
-    return Group(label, units, scores_under_initial(run, iteration, f"{name}-scores", part, units, role.is_initial))
+    title = f"iteration {iteration}: {name}"
+    scores, score = _scoring(run, iteration, f"{name}-scores", part, units, role.is_initial)
+
+    def sample(watch: Callable[[], str]) -> None:
+        once(stage, inputs, lambda: _draw(run, title, stage, role, part, units, watch))
+        score()
+
+    return Group(label, units, scores), sample
 
 
 def _sampler(run: Run, policy: int, purpose: str, n: int, source: str) -> Sampler:
@@ -41,8 +57,10 @@ def _sampler(run: Run, policy: int, purpose: str, n: int, source: str) -> Sample
     )
 
 
-def _draw(run: Run, title: str, stage: Stage, role: Sampler, part: PromptPart, units: Units) -> dict[str, Any]:
-    run_units(run, title, stage, role, part, units)
+def _draw(
+    run: Run, title: str, stage: Stage, role: Sampler, part: PromptPart, units: Units, watch: Callable[[], str]
+) -> dict[str, Any]:
+    run_units(run, title, stage, role, part, units, watch=watch)
     return response_facts(units, part)
 
 
@@ -103,8 +121,17 @@ def scores_under_initial(
     run: Run, iteration: int, name: str, part: PromptPart, responses: Units, known: bool
 ) -> Units | None:
     """Log-probs under policy "0", if the oracle reads them and sampling did not already give them."""
+    units, score = _scoring(run, iteration, name, part, responses, known)
+    score()
+    return units
+
+
+def _scoring(
+    run: Run, iteration: int, name: str, part: PromptPart, responses: Units, known: bool
+) -> tuple[Units | None, Callable[[], None]]:
+    """Where those log-probs go, None where none are needed, and what computes them."""
     if known or "0" not in oracle_needs(run.recipe.oracle) or run.recipe.sampling.engine == "scripted":
-        return None
+        return None, lambda: None
     stage = run.stage(iteration, name)
     role = Scorer(policy_of(run, 0), "0", run.recipe.sampling.dtype)
     inputs = (part.fingerprint, responses.key, role.policy.fingerprint, role.dtype)
@@ -114,5 +141,4 @@ def scores_under_initial(
         run_units(run, f"iteration {iteration}: {name}", stage, role, part, units, beside=responses)
         return {}
 
-    once(stage, inputs, make)
-    return units
+    return units, lambda: once(stage, inputs, make)

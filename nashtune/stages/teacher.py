@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from nashtune.judging.registry import open_oracle
-from nashtune.recipe import BestOfN, RemoteTeacher
+from nashtune.judging.registry import judges_in_batches, open_oracle
+from nashtune.recipe import BestOfN, RemoteTeacher, identity
 from nashtune.records import Finish, Prompt, Response
 from nashtune.run import Run, Stage
 from nashtune.sampling.defects import find_defects
@@ -16,8 +16,19 @@ from nashtune.scale.local import Unit
 from nashtune.seeds import content_hash, seed_for
 from nashtune.stages.candidates import Candidates, Group, PromptPart, Units
 from nashtune.stages.prepare import prompt_part
-from nashtune.stages.sampling import draw, response_facts, scores_under_initial
-from nashtune.stages.work import initial_fingerprint, ledger_of, once, policy_of, stage_units, unit_progress
+from nashtune.stages.sampling import draw, drawing, response_facts, scores_under_initial
+from nashtune.stages.streaming import judged_alongside
+from nashtune.stages.work import (
+    finish,
+    initial_fingerprint,
+    ledger_of,
+    once,
+    payer_of,
+    policy_of,
+    resources_of,
+    stage_units,
+    unit_progress,
+)
 from nashtune.store import tables
 from nashtune.store.files import create_once
 
@@ -25,13 +36,19 @@ Answers = Callable[[int, list[Prompt]], Awaitable[list[Response]]]
 
 
 def sample(run: Run, iteration: int) -> Candidates:
-    """K answers of policy pi_t-1 to iteration t's prompts, with the teacher's: the candidate sets to be judged."""
+    """K answers of policy pi_t-1 to iteration t's prompts, with the teacher's: the candidate sets to be judged.
+
+    The teacher answers first, so that a judge behind a server can begin with the first finished unit of samples.
+    """
     part = prompt_part(run, iteration)
-    students = draw(
+    students, draw_them = drawing(
         run, iteration, "sample", part, iteration - 1, f"train-{iteration}", run.recipe.sampling.k, "student"
     )
     teacher = teacher_group(run, iteration, "teacher", part)
-    return Candidates(iteration, part, (students, teacher) if teacher else (students,))
+    candidates = Candidates(iteration, part, (students, teacher) if teacher else (students,))
+    with judged_alongside(run, candidates) as watch:
+        draw_them(watch)
+    return candidates
 
 
 def teacher_group(run: Run, iteration: int, name: str, part: PromptPart) -> Group | None:
@@ -41,36 +58,43 @@ def teacher_group(run: Run, iteration: int, name: str, part: PromptPart) -> Grou
         return None
     stage = run.stage(iteration, name)
     source: Units | None = None
-    inputs: tuple[Any, ...] = (part.fingerprint, initial_fingerprint(run), teacher.model_dump(mode="json"))
+    inputs: tuple[Any, ...] = (part.fingerprint, initial_fingerprint(run), identity(teacher))
     if isinstance(teacher, BestOfN):
         pool = draw(run, iteration, f"{name}-pool", part, 0, f"{name}-{iteration}", teacher.n, "teacher")
         source = pool.responses
-        inputs = (*inputs, source.key, run.recipe.oracle.model_dump(mode="json"), run.recipe.seed)
+        inputs = (*inputs, source.key, identity(run.recipe.oracle), run.recipe.seed)
     units = stage_units(stage, inputs)
-    once(stage, inputs, lambda: asyncio.run(_teach(run, f"iteration {iteration}: {name}", stage, part, units, source)))
+    once(stage, inputs, lambda: finish(_teach(run, iteration, stage, part, units, source)))
     known = isinstance(teacher, BestOfN)  # its samples are the initial policy's own
     return Group("teacher", units, scores_under_initial(run, iteration, f"{name}-scores", part, units, known))
 
 
 async def _teach(
-    run: Run, title: str, stage: Stage, part: PromptPart, units: Units, pool: Units | None
+    run: Run, iteration: int, stage: Stage, part: PromptPart, units: Units, pool: Units | None
 ) -> dict[str, Any]:
     work = [Unit(index, part.file, units.file(index)) for index in range(part.units)]
-    answer = _best_of_pool(run, pool) if pool else _Answerer(run).answers
-    with stage.clock() as tick, unit_progress(title, work, part) as advance:
-        for unit in work:
-            if not unit.target.exists():
-                prompts = tables.read(Prompt, unit.source, unit.index)
-                create_once(unit.target, tables.encode(Response, await answer(unit.index, prompts)))
-                advance(len(prompts), "")
-                tick()
+    answer = _best_of_pool(run, iteration, pool) if pool else _Answerer(run, iteration).answers
+    with stage.clock() as tick, unit_progress(f"iteration {iteration}: {stage.name}", work, part) as advance:
+
+        async def one(unit: Unit) -> None:
+            prompts = tables.read(Prompt, unit.source, unit.index)
+            create_once(unit.target, tables.encode(Response, await answer(unit.index, prompts)))
+            advance(len(prompts), "")
+            tick()
+
+        todo = [unit for unit in work if not unit.target.exists()]
+        if pool and judges_in_batches(run.recipe.oracle):  # wanted at once, they travel in one batch
+            await asyncio.gather(*map(one, todo))
+        else:
+            for unit in todo:
+                await one(unit)
     return response_facts(units, part)
 
 
-def _best_of_pool(run: Run, pool: Units) -> Answers:
+def _best_of_pool(run: Run, iteration: int, pool: Units) -> Answers:
     """Best of N by the oracle from the initial policy's samples; ties go to the earlier sample, and so does a prompt on
     which the oracle has no word."""
-    oracle = open_oracle(run.recipe.oracle, lambda: ledger_of(run))
+    oracle = open_oracle(run.recipe.oracle, resources_of(run, iteration))
 
     async def answers(index: int, prompts: list[Prompt]) -> list[Response]:
         drawn: dict[str, list[Response]] = {prompt.id: [] for prompt in prompts}
@@ -97,7 +121,8 @@ def _best_of_pool(run: Run, pool: Units) -> Answers:
 class _Answerer:
     """Teachers that answer a prompt directly: a column of the data, a remote model, the scripted engine."""
 
-    def __init__(self, run: Run):
+    def __init__(self, run: Run, iteration: int):
+        self.iteration = iteration
         self.teacher = run.recipe.teacher
         self.run = run
         self.scripted = run.recipe.sampling.engine == "scripted"
@@ -119,7 +144,7 @@ class _Answerer:
         if isinstance(self.teacher, RemoteTeacher):
             from nashtune.sampling.remote import RemoteEngine
 
-            engine = RemoteEngine(self.teacher.engine, ledger_of(self.run))
+            engine = RemoteEngine(self.teacher.engine, ledger_of(self.run), payer_of(self.run, self.iteration))
             params = SamplingParams(self.teacher.temperature, 1.0, 0, self.teacher.max_new_tokens)
         else:
             from nashtune.sampling.scripted import ScriptedEngine

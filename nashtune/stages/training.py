@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from nashtune.errors import PairError
 from nashtune.pairs import Dynamics, PairSet, build_pairs, replay
 from nashtune.progress import progress
+from nashtune.recipe import identity
 from nashtune.records import Pair, Policy, Prompt, Response
 from nashtune.run import Run
 from nashtune.seeds import content_hash, seed_for
@@ -27,7 +28,7 @@ def make_pairs(run: Run, judgments: Judgments) -> list[Pair]:
     """The iteration's new pairs; counts of what gave none go into the stage's record. Raises PairError if there are none."""
     iteration = judgments.candidates.iteration
     stage = run.stage(iteration, "pairs")
-    inputs = (judgments.units.key, run.recipe.pairs.model_dump(mode="json"), run.recipe.seed)
+    inputs = (judgments.units.key, identity(run.recipe.pairs), run.recipe.seed)
     file = stage.folder / "pairs.parquet"
     if not stage.done(*inputs):
         with stage.clock():
@@ -50,17 +51,18 @@ def make_pairs(run: Run, judgments: Judgments) -> list[Pair]:
 
 def _keep_rows(run: Run, judgments: Judgments, made: PairSet) -> None:
     """Beside the pairs, the prompts and responses they name, so that later iterations can replay them."""
-    prompts: dict[str, Prompt] = {}
-    responses: dict[str, Response] = {}
+    prompts, responses = tables.Encoder(Prompt), tables.Encoder(Response)
     wanted = {i for pair in made.pairs for i in (pair.chosen_id, pair.rejected_id)}
     asked = {pair.prompt_id for pair in made.pairs}
     for prompt, answers, _ in judgments:
         if prompt.id in asked:
-            prompts[prompt.id] = prompt
-            responses |= {r.id: r for r in answers if r.id in wanted}
+            prompts.add(prompt)
+            for answer in answers:
+                if answer.id in wanted:
+                    responses.add(answer)
     folder = run.stage(judgments.candidates.iteration, "pairs").folder
-    write_atomic(folder / "prompts.parquet", tables.encode(Prompt, prompts.values()))
-    write_atomic(folder / "responses.parquet", tables.encode(Response, responses.values()))
+    write_atomic(folder / "prompts.parquet", prompts.finish())
+    write_atomic(folder / "responses.parquet", responses.finish())
 
 
 def replayed_pairs(run: Run, iteration: int, new: int) -> tuple[Pair, ...]:
@@ -84,7 +86,7 @@ def train(run: Run, iteration: int, pairs: Iterable[Pair]) -> Policy:
         content_hash([pair.id for pair in used]),
         before.fingerprint,
         initial.fingerprint,
-        recipe.objective.model_dump(mode="json"),
+        identity(recipe.objective),
         recipe.train.model_dump(mode="json", exclude={"checkpoint_steps", "learning_rate"}),
         recipe.learning_rate(iteration),
         recipe.seed,

@@ -12,10 +12,11 @@ from nashtune.evaluate.winrate import Labelled, contest, mean_measure, mean_scor
 from nashtune.records import Interval, IterationSummary
 from nashtune.report.card import CardInput, model_card
 from nashtune.run import Run
-from nashtune.stages.candidates import Candidates, Group
+from nashtune.stages.candidates import Candidates, PromptPart
 from nashtune.stages.judging import judge
 from nashtune.stages.prepare import validation_part
-from nashtune.stages.sampling import draw
+from nashtune.stages.sampling import draw, drawing
+from nashtune.stages.streaming import judged_alongside
 from nashtune.stages.teacher import teacher_group
 from nashtune.stages.work import policy_of
 
@@ -53,21 +54,24 @@ def validate(run: Run, iteration: int) -> IterationSummary:
 def held_out(run: Run, iteration: int) -> Candidates:
     """The held-out candidate sets of an iteration: its policy's answers and those it is compared with."""
     part = validation_part(run)
-    groups = [_answers(run, iteration, "policy")]
+    groups = []
     if iteration >= 1:
-        groups.append(_answers(run, 0, "initial"))
+        groups.append(draw(*_answers(run, 0, "initial")))
     if iteration >= 2:
-        groups.append(_answers(run, iteration - 1, "previous"))
+        groups.append(draw(*_answers(run, iteration - 1, "previous")))
     if teacher := teacher_group(run, 0, "validate-teacher", part):
         groups.append(teacher)
-    return Candidates(iteration, part, tuple(groups), validation=True)
+    policy, draw_it = drawing(*_answers(run, iteration, "policy"))
+    candidates = Candidates(iteration, part, (policy, *groups), validation=True)
+    with judged_alongside(run, candidates) as watch:
+        draw_it(watch)
+    return candidates
 
 
-def _answers(run: Run, iteration: int, label: str) -> Group:
+def _answers(run: Run, iteration: int, label: str) -> tuple[Run, int, str, PromptPart, int, str, int, str]:
     """Every policy answers the held-out prompts with the same random streams, which narrows the comparison's noise."""
-    return draw(
-        run, iteration, "validate-sample", validation_part(run), iteration, "validate", run.recipe.validate_.k, label
-    )
+    k = run.recipe.validate_.k
+    return run, iteration, "validate-sample", validation_part(run), iteration, "validate", k, label
 
 
 def _contests(rows: list[Labelled], iteration: int, confidence: float) -> dict[str, Interval | None]:

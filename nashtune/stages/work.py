@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import asyncio
+import signal
+import threading
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from nashtune.progress import Advance, progress
 from nashtune.records import Policy
@@ -13,7 +19,12 @@ from nashtune.scale.local import LocalEngine, Role, Unit
 from nashtune.stages.candidates import PromptPart, Units
 
 if TYPE_CHECKING:
+    from nashtune.judging.dispatch import Payer
+    from nashtune.judging.registry import Resources
     from nashtune.store.ledger import Ledger
+
+
+T = TypeVar("T")
 
 
 def stage_units(stage: Stage, inputs: Sequence[Any]) -> Units:
@@ -23,7 +34,14 @@ def stage_units(stage: Stage, inputs: Sequence[Any]) -> Units:
 
 def engine_of(run: Run) -> LocalEngine:
     """The run's engine, made at first use and closed with the run."""
-    return run.resource("engine", lambda: run.hold(closing(LocalEngine(run.recipe.scale.workers))))
+    preload = None if run.recipe.sampling.engine == "scripted" else "nashtune.sampling.native"
+    return run.resource("engine", lambda: run.hold(closing(LocalEngine(run.recipe.scale.workers, preload))))
+
+
+def warm_up(run: Run) -> None:
+    """Where something is left to do, let the sampling processes start while the prompts are read."""
+    if not run.finished(run.recipe.iterations):
+        engine_of(run).start()
 
 
 def policy_of(run: Run, iteration: int) -> Policy:
@@ -39,10 +57,32 @@ def policy_of(run: Run, iteration: int) -> Policy:
 
 
 def ledger_of(run: Run) -> Ledger:
-    """The run's ledger of paid calls."""
+    """The run's ledger of paid calls: its own, or the recipe's, shared with other runs."""
     from nashtune.store.ledger import Ledger
 
-    return run.resource("ledger", lambda: run.hold(Ledger(run.folder / "ledger.sqlite")))
+    shared = run.recipe.ledger
+    file = Path(shared).expanduser() if shared else run.folder / "ledger.sqlite"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return run.resource("ledger", lambda: run.hold(Ledger(file)))
+
+
+def payer_of(run: Run, iteration: int) -> Payer:
+    """Who pays for an iteration's calls, and the recipe's caps."""
+    from nashtune.judging.dispatch import Payer
+    from nashtune.store.ledger import Caps
+
+    return Payer(run.id, iteration, Caps(run.recipe.budget.usd, run.recipe.budget.usd_per_iteration))
+
+
+def resources_of(run: Run, iteration: int) -> Resources:
+    """What an oracle that judges in ``iteration`` may use."""
+    from nashtune.judging.registry import Resources
+
+    return Resources(
+        ledger=lambda: ledger_of(run),
+        payer=lambda: payer_of(run, iteration),
+        policy=lambda: policy_of(run, max(0, iteration - 1)),
+    )
 
 
 def initial_fingerprint(run: Run) -> str:
@@ -51,9 +91,17 @@ def initial_fingerprint(run: Run) -> str:
 
 
 def run_units(
-    run: Run, title: str, stage: Stage, role: Role, part: PromptPart, units: Units, beside: Units | None = None
+    run: Run,
+    title: str,
+    stage: Stage,
+    role: Role,
+    part: PromptPart,
+    units: Units,
+    beside: Units | None = None,
+    watch: Callable[[], str] = str,
 ) -> None:
-    """Do a stage's units on the run's engine; ``beside`` gives each unit the object of another stage as second input."""
+    """Do a stage's units on the run's engine; ``beside`` gives each unit the object of another stage as second input.
+    ``watch`` is called after each unit; it returns a note for the progress line, and what it raises ends the stage."""
     work = [
         Unit(index, part.file, units.file(index), beside.file(index) if beside else None) for index in range(part.units)
     ]
@@ -62,7 +110,8 @@ def run_units(
         for _, facts in engine_of(run).run(role, work):
             tokens += facts.get("tokens", 0)
             tick()
-            advance(int(facts["prompts"]), f"{tokens / max(tick.elapsed, 1e-9):.0f} tokens/s" if tokens else "")
+            rate = f"{tokens / max(tick.elapsed, 1e-9):.0f} tokens/s" if tokens else ""
+            advance(int(facts["prompts"]), ", ".join(filter(None, (rate, watch()))))
 
 
 @contextmanager
@@ -75,6 +124,36 @@ def unit_progress(title: str, work: Sequence[Unit], part: PromptPart) -> Iterato
         return
     with progress(title, total, "prompts") as advance:
         yield advance
+
+
+def finish(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine to its end; in a thread of its own where this one has an event loop running, as notebooks do."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        with closing(work):  # never started, it would say so
+            with asyncio.Runner() as runner:
+                with _ctrl_c_held():
+                    runner.get_loop()
+                return runner.run(work)
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, work).result()
+
+
+@contextmanager
+def _ctrl_c_held() -> Iterator[None]:
+    """Ctrl-C waits until the block's end: half an event loop cannot be cleaned up, and complains about it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[FrameType | None] = []
+    handler = signal.signal(signal.SIGINT, lambda number, frame: held.append(frame))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if held and callable(handler):
+            handler(signal.SIGINT, held[0])
 
 
 def once(stage: Stage, inputs: tuple[Any, ...], make: Callable[[], dict[str, Any]]) -> None:

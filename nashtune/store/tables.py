@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -47,19 +47,41 @@ _JSON_FIELDS = {
 }
 
 
-def encode(kind: type[Record], records: Iterable[Record], row_group: int | None = None) -> bytes:
-    """A zstd parquet file of ``records``, ``row_group`` rows a group."""
-    json_fields = _JSON_FIELDS[kind]
-    rows = []
-    for record in records:
+class Encoder(Generic[Record]):
+    """Writes a zstd parquet file in memory, ``row_group`` rows a group; holds only one group of records at a time."""
+
+    def __init__(self, kind: type[Record], row_group: int = 1024):
+        self._schema, self._json_fields, self._row_group = SCHEMAS[kind], _JSON_FIELDS[kind], row_group
+        self._sink = io.BytesIO()
+        self._writer = pq.ParquetWriter(self._sink, self._schema, compression="zstd")
+        self._rows: list[dict[str, Any]] = []
+
+    def add(self, record: Record) -> None:
         row = asdict(record)
-        for name in json_fields:
+        for name in self._json_fields:
             row[name] = canonical_json(row[name])
-        rows.append(row)
-    sink = io.BytesIO()
-    table = pa.Table.from_pylist(rows, schema=SCHEMAS[kind])
-    pq.write_table(table, sink, compression="zstd", row_group_size=row_group or max(1, len(rows)))
-    return sink.getvalue()
+        self._rows.append(row)
+        if len(self._rows) == self._row_group:
+            self._flush()
+
+    def finish(self) -> bytes:
+        """The whole file; nothing can be added after this."""
+        self._flush()
+        self._writer.close()
+        return self._sink.getvalue()
+
+    def _flush(self) -> None:
+        if self._rows:
+            self._writer.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
+            self._rows = []
+
+
+def encode(kind: type[Record], records: Iterable[Record], row_group: int = 1024) -> bytes:
+    """A zstd parquet file of ``records``, ``row_group`` rows a group."""
+    encoder = Encoder(kind, row_group)
+    for record in records:
+        encoder.add(record)
+    return encoder.finish()
 
 
 def read(kind: type[Record], path: Path, group: int | None = None) -> list[Record]:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from nashtune.errors import TrainingError
+from nashtune.model.allocator import freed_memory_kept
 from nashtune.model.loading import default_device, fingerprint
 from nashtune.recipe import ObjectiveSection, TrainSection
 from nashtune.records import Policy
@@ -126,7 +127,7 @@ def train_policy(job: TrainJob, on_step: Callable[[StepMetrics], None] | None = 
         seed=seed_for(job.seed, "train", job.iteration),
         sides=sides,
     )
-    with deterministic():
+    with deterministic(), freed_memory_kept():
         return _Training(job, key, plan).run(on_step)
 
 

@@ -1,0 +1,123 @@
+"""What a run, or a probe, has shown: lengths of answers, the judge's tokens, and rates."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from nashtune.recipe import Recipe
+from nashtune.records import Response
+from nashtune.run import Run
+from nashtune.store import tables
+
+READ_RESPONSES = 2000
+"""Most answers whose length is looked at."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Mean length of answers, in tokens and characters."""
+
+    count: int
+    tokens: float
+    characters: float
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """Means over judgments of training candidate sets: calls, tokens, dollars (at the price then), seconds of the stage."""
+
+    judgments: int
+    unusable: int
+    calls: float
+    prompt_tokens: float
+    completion_tokens: float
+    cost_usd: float | None
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Everything measured, None where the run had none of it. Rates are tokens (teacher: answers) a second of the stage,
+    the loading of models included."""
+
+    source: str
+    student: Answers | None = None
+    teacher: Answers | None = None
+    judged: Judged | None = None
+    sampling_rate: float | None = None
+    teacher_rate: float | None = None
+    training_rate: float | None = None
+    pairs_per_prompt: float | None = None
+
+
+def measure(run: Run, source: str) -> Measured:
+    """The figures of a run's iterations that are trained on, as far as they are done."""
+    facts: dict[str, Counter[str]] = {name: Counter() for name in ("sample", "teacher", "judge", "pairs", "train")}
+    files: dict[str, list[Path]] = {"sample": [], "teacher": []}
+    for t in run.iterations():
+        for name, total in facts.items():
+            stage = run.stage(t, name)
+            if stage.file.exists():
+                total.update(_figures(stage.record()))
+                files.get(name, []).extend(stage.files())
+    sample, judge, train = facts["sample"], facts["judge"], facts["train"]
+    return Measured(
+        source=source,
+        student=_answers(files["sample"]),
+        teacher=_answers(files["teacher"]),
+        judged=_judged(judge),
+        sampling_rate=_ratio(sample["tokens"], sample["seconds"]),
+        teacher_rate=_ratio(facts["teacher"]["responses"], facts["teacher"]["seconds"]),
+        training_rate=_ratio(train["tokens"], train["seconds"]),
+        pairs_per_prompt=_ratio(facts["pairs"]["pairs"], judge["judgments"]) if facts["pairs"]["stages"] else None,
+    )
+
+
+def earlier_run(recipe: Recipe, folder: Path) -> Measured | None:
+    """What the recipe's own run folder has shown so far; None where it has sampled nothing, or with other settings."""
+    if not (folder / "recipe.yaml").is_file():
+        return None
+    run = Run.read(folder)
+    known, wanted = run.recipe.identity(), recipe.identity()
+    if any(known[name] != wanted[name] for name in ("policy", "sampling", "teacher", "oracle")):
+        return None
+    found = measure(run, f"run folder {folder}")
+    return found if found.student else None
+
+
+def _figures(record: dict[str, Any]) -> dict[str, float]:
+    facts = record["facts"]
+    plain = {name: value for name, value in facts.items() if isinstance(value, int | float)}
+    return {**plain, "seconds": record["seconds"], "stages": 1, "pairs": sum(facts.get("kinds", {}).values())}
+
+
+def _answers(files: Sequence[Path]) -> Answers | None:
+    found = list(islice(tables.stream(Response, files), READ_RESPONSES))
+    if not found:
+        return None
+    tokens, characters = sum(len(r.token_ids) for r in found), sum(len(r.text) for r in found)
+    return Answers(len(found), tokens / len(found), characters / len(found))
+
+
+def _judged(facts: Counter[str]) -> Judged | None:
+    count = facts["judgments"]
+    if not count:
+        return None
+    return Judged(
+        judgments=count,
+        unusable=facts["unusable"],
+        calls=facts["calls"] / count,
+        prompt_tokens=facts["prompt_tokens"] / count,
+        completion_tokens=facts["completion_tokens"] / count,
+        cost_usd=facts["cost_usd"] / count if "cost_usd" in facts else None,
+        seconds=facts["seconds"] / count,
+    )
+
+
+def _ratio(amount: float, by: float) -> float | None:
+    return amount / by if amount and by else None

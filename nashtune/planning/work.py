@@ -1,0 +1,99 @@
+"""How many prompts a run works on, and some of them to measure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nashtune.errors import PromptError
+from nashtune.planning.lengths import Lengths, filler_text
+from nashtune.prompts import load_prompts
+from nashtune.recipe import Recipe
+from nashtune.records import Message, Prompt
+from nashtune.store import tables
+
+MEASURED_PROMPTS = 32
+"""Prompts that are rendered for the judge, spread over the part."""
+UNSEEN_PROMPT_CHARACTERS = 800
+"""Length assumed of prompts that cannot be read here."""
+HUB_NAME = re.compile(r"[\w.-]+/[\w-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Prompts per iteration t = 1..T, held-out prompts, and a sample of both. ``how``: where the figures come from.
+    ``first``: all prompts of iteration 1, where they were read."""
+
+    parts: tuple[int, ...]
+    validation: int
+    sample: tuple[Prompt, ...]
+    validation_sample: tuple[Prompt, ...]
+    how: str
+    first: tuple[Prompt, ...] = ()
+
+
+def read_work(recipe: Recipe, run_folder: Path, lengths: Lengths) -> Work:
+    """The run's own parts where it has begun; else the recipe's source, read, deduplicated and split as the run will.
+
+    Raises PromptError, naming prompts.source where it is a data set that this machine cannot reach and
+    prompts.per_iteration does not say how many prompts there would be.
+    """
+    begun = _begun(run_folder / "prompts", recipe.iterations)
+    if begun is not None:
+        return begun
+    count = None if lengths.tokenizer is None else lengths.messages
+    try:
+        split = load_prompts(recipe.prompts, recipe.iterations, recipe.seed, count)
+    except PromptError as error:
+        if not _is_out_of_reach(recipe.prompts.source):
+            raise
+        return _unseen(recipe, error)
+    report = split.report
+    dropped = report.exact_duplicates + report.near_duplicates
+    read = f"{report.read} rows, {dropped} duplicates and {report.too_long} too long left out"
+    how = f"prompts read from {recipe.prompts.source}: {read}"
+    if count is None:
+        how += " (length not looked at)"
+    train = [prompt for part in split.parts for prompt in part]
+    sizes = tuple(len(part) for part in split.parts)
+    held = split.validation
+    return Work(sizes, len(held), _spread(train), _spread(held), how, split.parts[0])
+
+
+def _begun(folder: Path, iterations: int) -> Work | None:
+    files = [folder / f"part-{t}.parquet" for t in range(1, iterations + 1)]
+    held_out = folder / "validation.parquet"
+    if not all(file.exists() for file in (*files, held_out, folder / "report.json")):
+        return None
+    sizes = tuple(tables.shape(file)[0] for file in files)
+    first, held = tuple(tables.read(Prompt, files[0])), tuple(tables.read(Prompt, held_out))
+    how = f"prompts as this run split them ({folder})"
+    return Work(sizes, len(held), _spread(first), _spread(held), how, first)
+
+
+def _is_out_of_reach(source: str) -> bool:
+    """Whether a source that could not be read is the name of a data set rather than of something on this machine."""
+    return HUB_NAME.fullmatch(source) is not None and not Path(source).exists()
+
+
+def _unseen(recipe: Recipe, error: PromptError) -> Work:
+    section = recipe.prompts
+    if section.per_iteration is None:
+        raise PromptError(
+            f"prompts.source: {section.source!r} cannot be read on this machine, and prompts.per_iteration does not say how "
+            f"many prompts there are; accepted: a source that can be read, or `prompts.per_iteration=N` ({error})"
+        ) from None
+    stand_in = Prompt.make((Message("user", filler_text(UNSEEN_PROMPT_CHARACTERS)),))
+    how = (
+        f"prompts.source {section.source} cannot be read here: prompts.per_iteration as given, "
+        f"{UNSEEN_PROMPT_CHARACTERS} characters each assumed"
+    )
+    parts = (section.per_iteration,) * recipe.iterations
+    return Work(parts, section.validation.count, (stand_in,), (stand_in,), how)
+
+
+def _spread(prompts: Sequence[Prompt]) -> tuple[Prompt, ...]:
+    step = max(1, len(prompts) // MEASURED_PROMPTS)
+    return tuple(prompts[::step][:MEASURED_PROMPTS])

@@ -1,0 +1,96 @@
+"""The health of a run's oracle, per iteration and judging stage, from what the stages committed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from nashtune.errors import OracleError, StoreError
+from nashtune.judging.health import JudgeHealth, examine
+from nashtune.records import Judgment, Response
+from nashtune.run import Run, Stage
+from nashtune.stages.candidates import Judgments, Units
+from nashtune.store import tables
+
+STAGES = ("judge", "validate-judge")
+
+
+@dataclass(frozen=True, slots=True)
+class StageHealth:
+    """The health of one iteration's judging stage (one of STAGES)."""
+
+    iteration: int
+    stage: str
+    health: JudgeHealth
+
+
+def health_of(run: Run, judgments: Judgments) -> JudgeHealth:
+    """The health of a judging stage whose units are all committed."""
+    candidates, units = judgments.candidates, judgments.units
+    anchors = None
+    if candidates.validation and candidates.iteration and run.stage(0, "validate-judge").file.exists():
+        first = _committed(run.stage(0, "validate-judge"))
+        now = [units.file(index) for index in range(candidates.part.units)]
+        anchors = tables.stream(Judgment, first), tables.stream(Judgment, now)
+    return examine(((answers, judgment) for _, answers, judgment in judgments), run.recipe.health, anchors)
+
+
+def stop_on_alarm(run: Run, stage: Stage, judgments: Judgments) -> None:
+    """Where the recipe asks for it, raise OracleError for a judging stage that gives cause for alarm. Measured again
+    each time, so that a threshold that was changed since holds."""
+    if not run.recipe.health.stop_on_alarm:
+        return
+    if alarms := health_of(run, judgments).alarms:
+        told = "; ".join(f"{a.message} (health.{a.name}: {a.value:.3g}, threshold {a.threshold:g})" for a in alarms)
+        raise OracleError(
+            f"{stage.file}: the judge's health is cause for alarm: {told}. The judgments are kept. To go on, look at "
+            f"`nashtune judge-check {run.folder}`, then move the threshold or set health.stop_on_alarm=false and run "
+            "again; another judge needs `nashtune rollback` or `nashtune fork`"
+        )
+
+
+def run_health(run: Run, iteration: int | None = None) -> list[StageHealth]:
+    """The health of every finished judging stage, or of one iteration's, by the recipe's present thresholds.
+
+    Raises StoreError where ``iteration`` was not judged, or the answers to a judgment are gone.
+    """
+    found = [
+        (t, name)
+        for t in range(run.last_iteration() + 1)
+        for name in STAGES
+        if run.stage(t, name).file.exists() and iteration in (None, t)
+    ]
+    if iteration is not None and not found:
+        judged = [t for t in range(run.last_iteration() + 1) if any(run.stage(t, n).file.exists() for n in STAGES)]
+        raise StoreError(f"{run.folder}: no judgments of iteration {iteration}; accepted: {judged}")
+    return [StageHealth(t, name, _health_on_disk(run, t, name)) for t, name in found]
+
+
+def _health_on_disk(run: Run, iteration: int, name: str) -> JudgeHealth:
+    stage = run.stage(iteration, name)
+    anchors = None
+    if name == "validate-judge" and iteration and run.stage(0, name).file.exists():
+        anchors = tables.stream(Judgment, _committed(run.stage(0, name))), tables.stream(Judgment, _committed(stage))
+    return examine(_judged(run, iteration, stage), run.recipe.health, anchors)
+
+
+def _judged(run: Run, iteration: int, stage: Stage) -> Iterator[tuple[list[Response], Judgment]]:
+    """Judgments with their answers, unit by unit; the stages that were judged together have the same units."""
+    if stage.name == "judge":
+        places = [(iteration, "sample"), (iteration, "teacher")]
+    else:
+        places = [(t, "validate-sample") for t in sorted({0, max(0, iteration - 1), iteration})]
+        places.append((0, "validate-teacher"))
+    answered = [Units(s.folder, s.record()["key"]) for t, name in places if (s := run.stage(t, name)).file.exists()]
+    for index, file in enumerate(_committed(stage)):
+        answers = {r.id: r for units in answered for r in tables.read(Response, units.file(index))}
+        for judgment in tables.read(Judgment, file):
+            if missing := [i for i in judgment.response_ids if i not in answers]:
+                raise StoreError(f"{file}: the answer {missing[0]} that was judged is in none of {places}")
+            yield [answers[i] for i in judgment.response_ids], judgment
+
+
+def _committed(stage: Stage) -> list[Path]:
+    """The units of a finished stage, in order of the input."""
+    return sorted(stage.folder.glob(f"*-{stage.record()['key']}.parquet"))
