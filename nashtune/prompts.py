@@ -1,7 +1,7 @@
 """From a prompt source to disjoint parts: read, check, deduplicate, hold out validation, split among iterations.
 
-The result depends on the set of rows and the seed, never on the order of the rows: prompts are put in the order of a hash
-of (seed, prompt id) before anything is chosen among them.
+The result depends on the set of rows and the seed, never on the order of the rows: prompts are put in a seeded order
+before anything is chosen among them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from nashtune.prompt_sets import PROMPT_SETS
 from nashtune.prompt_sources import BUILT_IN, Row, read_rows
 from nashtune.recipe import PromptsSection
 from nashtune.records import Constraint, Message, Prompt, Role
-from nashtune.seeds import canonical_json, content_hash
+from nashtune.seeds import canonical_json, content_hash, seed_for
 
 PROMPT_COLUMNS = ("messages", "prompt", "instruction", "question", "text")
 BAD_ROWS_SHOWN = 100
@@ -258,7 +258,7 @@ def _constraints(value: Any) -> tuple[Constraint, ...]:
 def _usable(
     prompts: Sequence[Prompt], section: PromptsSection, seed: int, count_tokens: TokenCounter | None, tally: _Tally
 ) -> list[Prompt]:
-    """Distinct prompts that are short enough, in the order of a hash of (seed, id)."""
+    """Distinct prompts that are short enough, in a seeded order in which each instruction is spread evenly."""
     groups: dict[str, Prompt] = {}
     for prompt in prompts:
         key = _folded(prompt) if section.dedupe.exact else prompt.id
@@ -269,7 +269,24 @@ def _usable(
     if count_tokens is not None:
         short = [p for p in short if count_tokens(p.messages) <= section.max_prompt_tokens]
     tally.counts["too_long"] += len(groups) - len(short)
-    return sorted(short, key=lambda p: content_hash(seed, p.id))
+    return _spread(short, seed)
+
+
+def _spread(prompts: Sequence[Prompt], seed: int) -> list[Prompt]:
+    """In the order of a hash of (seed, id), but with prompts of the same constraints at even distances, so that every part
+    that is cut from it has its share of each instruction; where some were left to chance, win rates would vary with it."""
+    groups: dict[str, list[Prompt]] = {}
+    for prompt in sorted(prompts, key=lambda p: content_hash(seed, p.id)):
+        groups.setdefault(_instruction(prompt), []).append(prompt)
+    places: list[tuple[float, str, Prompt]] = []
+    for name, group in groups.items():
+        start = seed_for(seed, "spread", name) / 2**63  # in [0, 1)
+        places += [((rank + start) / len(group), prompt.id, prompt) for rank, prompt in enumerate(group)]
+    return [prompt for _, _, prompt in sorted(places, key=lambda place: place[:2])]
+
+
+def _instruction(prompt: Prompt) -> str:
+    return canonical_json([[c.kind, dict(c.args)] for c in prompt.constraints])
 
 
 def _folded(prompt: Prompt) -> str:
@@ -279,8 +296,7 @@ def _folded(prompt: Prompt) -> str:
 
 def _content(prompt: Prompt) -> str:
     """Order among equal prompts: by content, so that the row that came first is not favoured."""
-    constraints = [[c.kind, dict(c.args)] for c in prompt.constraints]
-    return canonical_json([prompt.id, prompt.teacher, prompt.topic, constraints])
+    return canonical_json([prompt.id, prompt.teacher, prompt.topic, _instruction(prompt)])
 
 
 def _distinct(

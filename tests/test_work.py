@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import warnings
 
 import pytest
 
@@ -37,7 +36,6 @@ def test_ctrl_c_while_the_event_loop_is_being_made_interrupts_and_leaves_nothing
 
     loops: list[asyncio.AbstractEventLoop] = []
     monkeypatch.setattr(asyncio.events, "new_event_loop", interrupted)
-    warnings.simplefilter("always")
     with pytest.raises(KeyboardInterrupt):
         finish(_answer())
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -7,7 +7,7 @@ import signal
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -131,11 +131,10 @@ def finish(work: Coroutine[Any, Any, T]) -> T:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        with closing(work):  # never started, it would say so
-            with asyncio.Runner() as runner:
-                with _ctrl_c_held():
-                    runner.get_loop()
-                return runner.run(work)
+        with closing(work), ExitStack() as stack:  # a coroutine that was never started would complain
+            with _ctrl_c_held():
+                runner = stack.enter_context(asyncio.Runner())
+            return runner.run(work)
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(asyncio.run, work).result()
 
