@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent / "nashtune"
 
 # Each layer may import itself only where it is one file or one package, and whatever stands above it.
 LAYERS = [
-    ["errors", "seeds", "progress", "environment"],
+    ["errors", "seeds", "progress", "environment", "together"],
     ["records"],
     ["recipe"],
     ["store", "model", "prompt_sources", "prompt_sets", "prompt_dedupe"],

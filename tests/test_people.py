@@ -2,14 +2,21 @@
 
 import asyncio
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from tiny_chat import tiny_recipe
 
 from nashtune.errors import OracleError
 from nashtune.judging.people import PeopleOracle
 from nashtune.recipe import PeopleOracle as Section
+from nashtune.recipe import parse_recipe
 from nashtune.records import Judgment, Message, Prompt, Response
+from nashtune.run import Run
+from nashtune.stages.judging import judge
+from nashtune.stages.teacher import sample
 
 PROMPT = Prompt.make([Message("user", "What is rain?")])
 ANSWERS = [Response(f"r{k}", PROMPT.id, k, "teacher" if k == 0 else "student", "t", f"answer {k}") for k in range(3)]
@@ -108,3 +115,45 @@ def test_bad_votes_name_file_line_and_what_is_accepted(tmp_path, row, told):
     with pytest.raises(OracleError, match=r"ann\.jsonl:1: ") as caught:
         judged(tmp_path, say)
     assert told in str(caught.value)
+
+
+def test_a_run_shows_all_its_tasks_at_once(tiny_folder: Path, tmp_path: Path) -> None:
+    """As many units as there are prompts, and nobody votes before the last task is there."""
+    (tmp_path / "prompts.jsonl").write_bytes((tiny_folder / "prompts.jsonl").read_bytes())
+    people = {"kind": "people", "folder": str(tmp_path / "people"), "votes": 1, "poll_s": 0.01}
+    sections = {"sampling": {"engine": "scripted", "unit_prompts": 1}, "teacher": {"kind": "scripted"}}
+    recipe = parse_recipe(tiny_recipe(tmp_path, **sections) | {"oracle": people})
+
+    def votes_when_all_are_there() -> None:
+        deadline = time.monotonic() + 60
+        while len(files := list((tmp_path / "people" / "tasks").glob("*.json"))) < 12:
+            assert time.monotonic() < deadline, f"{len(files)} of 12 tasks shown"
+            time.sleep(0.01)
+        tasks = [json.loads(file.read_text()) for file in files]
+        rows = [{"task": t["task"], "voter": "ann", "better": 0, "worse": 1} for t in tasks]
+        vote(tmp_path / "people", rows)
+
+    with ThreadPoolExecutor(1) as thread, Run.open(recipe, tmp_path / "run") as run:
+        voting = thread.submit(votes_when_all_are_there)
+        judge(run, sample(run, 1))
+        voting.result()
+        assert run.stage(1, "judge").record()["facts"]["judgments"] == 12
+
+
+def test_waiting_tasks_look_at_the_votes_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = []
+    read_bytes = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda file: reads.append(file.name) or read_bytes(file))
+    people = oracle(tmp_path)
+    prompts = [Prompt.make([Message("user", f"What is {n}?")]) for n in range(50)]
+
+    async def run() -> None:
+        waiting = [asyncio.create_task(people.judge(prompt, ANSWERS, 1)) for prompt in prompts]
+        while len(files := list((tmp_path / "tasks").glob("*.json"))) < 50:
+            await asyncio.sleep(0.005)
+        names = [json.loads(file.read_text())["task"] for file in files]
+        vote(tmp_path, [{"task": name, "voter": "ann", "better": 0, "worse": 1} for name in names])
+        await asyncio.wait_for(asyncio.gather(*waiting), 20)
+
+    asyncio.run(run())
+    assert 1 <= reads.count("ann.jsonl") <= 3

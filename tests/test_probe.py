@@ -76,3 +76,13 @@ def test_a_run_asks_once_keeps_the_answer_and_refuses_what_cannot_work(tiny_fold
         with Run.open(deaf, tmp_path / "other") as run, pytest.raises(OracleError, match=r"no log-probs.*use: replies"):
             judge(run, sample(run, 1))
         assert len(server.requests) == 7
+
+
+def test_a_best_of_n_teacher_asks_what_the_server_can_before_it_buys(tiny_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts.jsonl").write_bytes((tiny_folder / "prompts.jsonl").read_bytes())
+    with JudgeServer(["nologprobs"] * 99) as server:
+        settings = recipe(tmp_path, server, use="logprobs")
+        settings = parse_recipe(settings.model_dump(by_alias=True) | {"teacher": {"kind": "best_of_n", "n": 2}})
+        with Run.open(settings, tmp_path / "run") as run, pytest.raises(OracleError, match="no log-probs"):
+            sample(run, 1)
+        assert len(server.requests) == 7

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
 import re
@@ -16,6 +15,7 @@ from nashtune.judging.replies import UnusableReply, content_refusal, only_object
 from nashtune.judging.showing import GRADING, RUBRIC, TOP_SCORE, fill, material, presentation_order
 from nashtune.records import Judgment, Message, Prompt, Response
 from nashtune.seeds import seed_for
+from nashtune.together import together
 
 TEMPLATE = (
     GRADING
@@ -55,7 +55,7 @@ class CompactOracle:
         if not candidates:
             raise OracleError(f"prompt {prompt.id}: no candidates to judge; accepted: one or more")
         seeds = [seed if n == 0 else seed_for("compact order", seed, n) for n in range(self._section.orders)]
-        shown = await asyncio.gather(*(self._show(prompt, candidates, s) for s in seeds))
+        shown = await together(self._show(prompt, candidates, s) for s in seeds)
         scores = [row for showing in shown for row in showing.scores]
         wanted = len(shown) * (1 if self._section.use == "logprobs" else self._section.replies)
         problem = "" if 2 * len(scores) >= wanted and scores else next(s.problem for s in shown if s.problem)
@@ -111,7 +111,7 @@ async def several_replies(
     first = await dispatcher.call(ChatRequest(messages, temperature, max_tokens, n=count))
     rest = range(len(first.choices), count)
     more = (dispatcher.call(ChatRequest(messages, temperature, max_tokens, replicate=i)) for i in rest)
-    return [first, *await asyncio.gather(*more)]
+    return [first, *await together(more)]
 
 
 def render(prompt: Prompt, answers: Sequence[str], seed: int) -> str:

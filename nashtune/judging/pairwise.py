@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -16,6 +15,7 @@ from nashtune.judging.replies import UnusableReply, content_refusal, usage_of
 from nashtune.judging.showing import fill, material
 from nashtune.records import Judgment, Message, Prompt, Response
 from nashtune.seeds import seed_for
+from nashtune.together import together
 
 TEMPLATE = """\
 You are comparing two answers of AI assistants to the same conversation. Which one serves the person who asked better?
@@ -61,8 +61,8 @@ class PairwiseOracle:
             raise OracleError(f"prompt {prompt.id}: no candidates to judge; accepted: one or more")
         duels = list(self._duels(candidates))
         orders = [(i, j) for pair in duels for i, j in (pair, pair[::-1])]
-        shown = await asyncio.gather(
-            *(self._ask(prompt, candidates[i], candidates[j], seed_for("duel", seed, i, j)) for i, j in orders)
+        shown = await together(
+            self._ask(prompt, candidates[i], candidates[j], seed_for("duel", seed, i, j)) for i, j in orders
         )
         verdicts = dict(zip(orders, shown, strict=True))
         replies = [reply for verdict in shown for reply in verdict.replies]

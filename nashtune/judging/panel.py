@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
 from collections.abc import Sequence
 
 from nashtune.judging.oracle import Oracle
 from nashtune.records import Judgment, Prompt, Response, Usage
+from nashtune.together import together
 
 
 class PanelOracle:
@@ -24,7 +24,7 @@ class PanelOracle:
         self.needs_logprobs = frozenset(name for member in members for name in member.needs_logprobs)
 
     async def judge(self, prompt: Prompt, candidates: Sequence[Response], seed: int) -> Judgment:
-        said = await asyncio.gather(*(member.judge(prompt, candidates, seed) for member in self._members))
+        said = await together(member.judge(prompt, candidates, seed) for member in self._members)
         usable = [(j, w) for j, w in zip(said, self._weights, strict=True) if j.outcome == "ok"]
         enough = len(usable) >= self._quorum
         reasons = "; ".join(f"{j.oracle}: {j.reason}" for j in said if j.outcome != "ok")

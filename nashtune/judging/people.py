@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ class PeopleOracle:
         self._read: dict[Path, int] = {}  # bytes of each votes file that are in _votes
         self._votes: dict[str, dict[str, list[Comparison]]] = {}
         self._sizes: dict[str, int] = {}
+        self._looked = -math.inf
 
     async def judge(self, prompt: Prompt, candidates: Sequence[Response], seed: int) -> Judgment:
         if len(candidates) < 2:
@@ -68,8 +70,12 @@ class PeopleOracle:
     async def aclose(self) -> None: ...
 
     def _voters(self, task: str) -> Mapping[str, list[Comparison]]:
-        for file in sorted((self._folder / "votes").glob("*.jsonl")):
-            self._read_new(file)
+        """Votes on a task; the files are looked at once for all tasks that wait, ``poll_s`` apart."""
+        if time.monotonic() - self._looked >= self._section.poll_s:
+            for file in sorted((self._folder / "votes").glob("*.jsonl")):
+                if file.stat().st_size > self._read.get(file, 0):
+                    self._read_new(file)
+            self._looked = time.monotonic()
         return self._votes.get(task, {})
 
     def _read_new(self, file: Path) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from typing import Any
 
 from nashtune.judging.dispatch import CallRefusedError, ChatRequest, Dispatcher, Reply
 from nashtune.records import Message
+from nashtune.together import together
 
 ASK = (Message("user", "Write a random word of ten letters, and nothing else."),)
 ASK_JSON = (Message("user", 'Reply with the JSON object {"ok": 1} and nothing else.'),)
@@ -61,7 +62,7 @@ async def probe(dispatcher: Dispatcher) -> Capabilities:
             return False, None
         return seen(reply), reply
 
-    tried: list[Awaitable[tuple[bool, Reply | None]]] = [
+    tried: list[Coroutine[Any, Any, tuple[bool, Reply | None]]] = [
         works(ChatRequest(ASK_JSON, None, REPLY_TOKENS, response_format=SCHEMA), _is_ok_object),
         works(ChatRequest(ASK_JSON, None, REPLY_TOKENS, response_format={"type": "json_object"}), _is_ok_object),
         works(ChatRequest(ASK, None, REPLY_TOKENS, top_logprobs=5), lambda r: any(r.choices[0].top_logprobs)),
@@ -69,7 +70,7 @@ async def probe(dispatcher: Dispatcher) -> Capabilities:
         works(ChatRequest(ASK, 1.0, REPLY_TOKENS, seed=7), lambda r: bool(r.text)),
         works(ChatRequest(ASK, 1.0, REPLY_TOKENS, seed=7, replicate=1), lambda r: bool(r.text)),
     ]
-    (schema, a), (object_, b), (logprobs, c), (several, d), (_, first), (_, second) = await asyncio.gather(*tried)
+    (schema, a), (object_, b), (logprobs, c), (several, d), (_, first), (_, second) = await together(tried)
     replies = [reply for reply in (plain, a, b, c, d, first, second) if reply is not None]
     return Capabilities(
         json_schema=schema,

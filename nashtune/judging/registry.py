@@ -114,6 +114,11 @@ def judges_in_batches(section: recipe.Oracle) -> bool:
     return any(part.engine.batch for part in parts_of(section) if isinstance(part, paid))
 
 
+def wants_all_at_once(section: recipe.Oracle) -> bool:
+    """Whether judgments are better all wanted together than a few units at a time: batches, and people, who wait for none."""
+    return judges_in_batches(section) or any(isinstance(part, recipe.PeopleOracle) for part in parts_of(section))
+
+
 def oracle_needs(section: recipe.Oracle) -> frozenset[str]:
     """Policies under which the oracle wants to know the candidates' log-probs, without opening it."""
     fluency = any(isinstance(p, recipe.RulesOracle) and p.guard.min_fluency is not None for p in parts_of(section))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
@@ -44,7 +43,7 @@ async def _probe(run: Run, iteration: int, engine: recipe.EngineSection) -> dict
 
     dispatcher = Dispatcher(engine, ledger_of(run), payer_of(run, iteration))
     try:
-        return json.loads(json.dumps(asdict(await probe(dispatcher))))
+        return asdict(await probe(dispatcher))
     finally:
         await dispatcher.aclose()
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from itertools import islice
 from typing import Any
 
-from nashtune.judging.registry import judges_in_batches, open_oracle
+from nashtune.judging.registry import open_oracle, wants_all_at_once
 from nashtune.recipe import identity
 from nashtune.records import Judgment
 from nashtune.run import Run, Stage
@@ -20,10 +18,11 @@ from nashtune.stages.health import health_of, stop_on_alarm
 from nashtune.stages.work import finish, once, resources_of, stage_units, unit_progress
 from nashtune.store import tables
 from nashtune.store.files import create_once
+from nashtune.together import together
 
 UNITS_AT_ONCE = 4
 """Units judged side by side, so that one slow reply does not idle the judge at the end of each unit. A judge that works
-in batches gets all of them, to be sent together."""
+in batches, or by people, gets all of them together."""
 
 
 def judge(run: Run, candidates: Candidates) -> Judgments:
@@ -76,31 +75,29 @@ async def judge_units(
     """Judge and commit units, each once it is ``ready``; ``done`` hears of the judgments made. Where one fails, what is in
     flight is finished first: it is paid for."""
     oracle = open_oracle(run.recipe.oracle, resources_of(run, candidates.iteration))
-    todo = iter(work)
+    todo = (unit for unit in work)
 
     async def one(unit: Unit) -> None:
         await ready(unit)
         sets = candidates.unit(unit.index)
         seeds = [seed_for(run.recipe.seed, "judge", prompt.id, [a.id for a in answers]) for prompt, answers in sets]
         calls = (oracle.judge(prompt, answers, s) for (prompt, answers), s in zip(sets, seeds, strict=True))
-        said = await asyncio.gather(*calls, return_exceptions=True)  # what is in flight is paid for: let it end
-        if failures := [found for found in said if isinstance(found, BaseException)]:
-            raise failures[0]
-        judgments = [found for found in said if isinstance(found, Judgment)]
+        judgments = await together(calls)
         create_once(unit.target, tables.encode(Judgment, judgments))
         done(len(judgments))
 
-    running: set[asyncio.Task[None]] = set()
+    async def one_after_another() -> None:
+        for unit in todo:
+            try:
+                await one(unit)
+            except BaseException:
+                todo.close()  # the others finish theirs and begin no more
+                raise
+
     try:
-        at_once = len(work) if judges_in_batches(run.recipe.oracle) else UNITS_AT_ONCE
-        running |= {asyncio.create_task(one(unit)) for unit in islice(todo, at_once)}
-        while running:
-            ended, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-            for task in ended:
-                task.result()
-                running |= {asyncio.create_task(one(unit)) for unit in islice(todo, 1)}
+        at_once = len(work) if wants_all_at_once(run.recipe.oracle) else UNITS_AT_ONCE
+        await together(one_after_another() for _ in range(min(at_once, len(work))))
     finally:
-        await asyncio.gather(*running, return_exceptions=True)
         await oracle.aclose()
 
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from nashtune import recipe
-from nashtune.errors import OracleError
 from nashtune.judging.registry import judges_in_batches, parts_of
 from nashtune.run import Run
 from nashtune.scale.local import Unit
@@ -39,7 +38,7 @@ def judged_alongside(run: Run, candidates: Candidates) -> Iterator[Watch]:
     judging.thread.start()
     try:
         yield judging.watch
-    except BaseException:
+    except BaseException:  # Ctrl-C too: the thread must not go on alone
         judging.abandoned.set()
         judging.thread.join()
         raise
@@ -66,7 +65,7 @@ class _Alongside:
     def __init__(self, run: Run, candidates: Candidates):
         self.run, self.candidates = run, candidates
         self.abandoned = threading.Event()
-        self.error: BaseException | None = None
+        self.error: Exception | None = None
         self.judged = 0
         self.thread = threading.Thread(target=self._work, name="judge", daemon=True)
 
@@ -80,8 +79,8 @@ class _Alongside:
             asyncio.run(self._judge())
         except _Abandoned:
             pass
-        except BaseException as error:  # noqa: BLE001 - raised in the sampler's thread
-            self.error = error if isinstance(error, Exception) else OracleError(repr(error))
+        except Exception as error:  # noqa: BLE001 - raised in the sampler's thread
+            self.error = error
 
     async def _judge(self) -> None:
         stage, _, units = judge_stage(self.run, self.candidates)

@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from nashtune.judging.registry import judges_in_batches, open_oracle
+from nashtune.judging.oracle import Oracle
+from nashtune.judging.registry import open_oracle, wants_all_at_once
 from nashtune.recipe import BestOfN, RemoteTeacher, identity
 from nashtune.records import Finish, Prompt, Response
 from nashtune.run import Run, Stage
@@ -15,6 +16,7 @@ from nashtune.sampling.engine import Request, SamplingParams
 from nashtune.scale.local import Unit
 from nashtune.seeds import content_hash, seed_for
 from nashtune.stages.candidates import Candidates, Group, PromptPart, Units
+from nashtune.stages.endpoints import check_endpoints
 from nashtune.stages.prepare import prompt_part
 from nashtune.stages.sampling import draw, drawing, response_facts, scores_under_initial
 from nashtune.stages.streaming import judged_alongside
@@ -31,6 +33,7 @@ from nashtune.stages.work import (
 )
 from nashtune.store import tables
 from nashtune.store.files import create_once
+from nashtune.together import together
 
 Answers = Callable[[int, list[Prompt]], Awaitable[list[Response]]]
 
@@ -64,7 +67,13 @@ def teacher_group(run: Run, iteration: int, name: str, part: PromptPart) -> Grou
         source = pool.responses
         inputs = (*inputs, source.key, identity(run.recipe.oracle), run.recipe.seed)
     units = stage_units(stage, inputs)
-    once(stage, inputs, lambda: finish(_teach(run, iteration, stage, part, units, source)))
+
+    def teach() -> dict[str, Any]:
+        if source is not None:
+            check_endpoints(run, iteration)
+        return finish(_teach(run, iteration, stage, part, units, source))
+
+    once(stage, inputs, teach)
     known = isinstance(teacher, BestOfN)  # its samples are the initial policy's own
     return Group("teacher", units, scores_under_initial(run, iteration, f"{name}-scores", part, units, known))
 
@@ -73,7 +82,8 @@ async def _teach(
     run: Run, iteration: int, stage: Stage, part: PromptPart, units: Units, pool: Units | None
 ) -> dict[str, Any]:
     work = [Unit(index, part.file, units.file(index)) for index in range(part.units)]
-    answer = _best_of_pool(run, iteration, pool) if pool else _Answerer(run, iteration).answers
+    oracle = open_oracle(run.recipe.oracle, resources_of(run, iteration)) if pool else None
+    answer = _best_of_pool(run, oracle, pool) if oracle and pool else _Answerer(run, iteration).answers
     with stage.clock() as tick, unit_progress(f"iteration {iteration}: {stage.name}", work, part) as advance:
 
         async def one(unit: Unit) -> None:
@@ -83,18 +93,21 @@ async def _teach(
             tick()
 
         todo = [unit for unit in work if not unit.target.exists()]
-        if pool and judges_in_batches(run.recipe.oracle):  # wanted at once, they travel in one batch
-            await asyncio.gather(*map(one, todo))
-        else:
-            for unit in todo:
-                await one(unit)
+        try:
+            if pool and wants_all_at_once(run.recipe.oracle):
+                await together(map(one, todo))
+            else:
+                for unit in todo:
+                    await one(unit)
+        finally:
+            if oracle:
+                await oracle.aclose()
     return response_facts(units, part)
 
 
-def _best_of_pool(run: Run, iteration: int, pool: Units) -> Answers:
+def _best_of_pool(run: Run, oracle: Oracle, pool: Units) -> Answers:
     """Best of N by the oracle from the initial policy's samples; ties go to the earlier sample, and so does a prompt on
     which the oracle has no word."""
-    oracle = open_oracle(run.recipe.oracle, resources_of(run, iteration))
 
     async def answers(index: int, prompts: list[Prompt]) -> list[Response]:
         drawn: dict[str, list[Response]] = {prompt.id: [] for prompt in prompts}
@@ -113,7 +126,7 @@ def _best_of_pool(run: Run, iteration: int, pool: Units) -> Answers:
             chosen = candidates[min(known)[1] if known else 0]
             return chosen.replace(source="teacher", id=content_hash("teacher", chosen.id))
 
-        return list(await asyncio.gather(*(best(prompt) for prompt in prompts)))
+        return await together(best(prompt) for prompt in prompts)
 
     return answers
 
