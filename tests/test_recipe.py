@@ -1,13 +1,17 @@
 """The recipe: every shipped one parses, bad ones are refused with field, value and what is accepted."""
 
+import ast
+import importlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+import nashtune.recipe
 from nashtune.errors import RecipeError
-from nashtune.recipe import NEUTRAL, Recipe, Section, load_recipe, parse_recipe
+from nashtune.recipe import NEUTRAL, PairsSection, Recipe, Section, load_recipe, parse_recipe
+from nashtune.recipe.loading import _sections_in
 from nashtune.starter import write_starter
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
@@ -99,8 +103,6 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
 
 
 def sections(section: type[Section], seen: set[type[Section]]) -> set[type[Section]]:
-    from nashtune.recipe import _sections_in
-
     if section not in seen:
         seen.add(section)
         for info in section.model_fields.values():
@@ -109,18 +111,45 @@ def sections(section: type[Section], seen: set[type[Section]]) -> set[type[Secti
     return seen
 
 
+def attributes_read() -> set[str]:
+    """Every name that any module reads as an attribute; a declaration or a docstring is no reading."""
+    files = (Path(__file__).parent.parent / "nashtune").rglob("*.py")
+    nodes = (node for file in files for node in ast.walk(ast.parse(file.read_text())))
+    return {node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}
+
+
+def unread(section: type[Section], read: set[str]) -> set[str]:
+    return {name for name in section.model_fields if name not in read and name != "kind"}
+
+
 def test_every_setting_is_explained_and_read_somewhere() -> None:
-    source = (
-        "\n".join(
-            f.read_text() for f in (Path(__file__).parent.parent / "nashtune").rglob("*.py") if f.name != "recipe.py"
-        )
-        + Path(__file__).parent.parent.joinpath("nashtune/recipe.py").read_text().partition("class Recipe(")[2]
-    )
+    read = attributes_read()
     for section in sections(Recipe, set()):
         for name, info in section.model_fields.items():
             inner = bool(getattr(info.annotation, "model_fields", None)) or name in {"kind", "teacher", "oracle"}
             assert info.description or inner or section is Recipe, f"{section.__name__}.{name} has no docstring"
-            assert f".{name}" in source, f"nothing reads {section.__name__}.{name}"
+        assert not unread(section, read), f"nothing reads these of {section.__name__}"
+
+
+def test_a_setting_that_nothing_reads_is_noticed() -> None:
+    class Padded(PairsSection):
+        margin_of_nobody: float = 0.0
+        """Read nowhere, though its beginning, margin, is."""
+
+    assert unread(Padded, attributes_read()) == {"margin_of_nobody"}
+
+
+def test_every_section_of_every_module_belongs_to_the_recipe_and_is_exported() -> None:
+    package = Path(str(nashtune.recipe.__file__)).parent
+    modules = [importlib.import_module(f"nashtune.recipe.{f.stem}") for f in package.glob("*.py") if f.stem[0] != "_"]
+    declared = {
+        value
+        for module in modules
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Section) and value.__module__ == module.__name__
+    }
+    assert declared == sections(Recipe, set()) | {Section}
+    assert {section.__name__ for section in declared} <= set(nashtune.recipe.__all__)
 
 
 def test_neutral_settings_change_no_identity_and_identity_settings_do() -> None:

@@ -1,0 +1,93 @@
+"""The recipe: everything a run is decided by, in one YAML file.
+
+Each field carries its meaning and unit as the docstring under it. Unknown keys are refused. Fields marked *neutral* may
+change when a run is resumed (they change speed or display, not results); all others are identity.
+"""
+
+from nashtune.recipe.base import NEUTRAL, Rate, Section, identity
+from nashtune.recipe.engine import EngineSection, PriceSection
+from nashtune.recipe.loading import load_recipe, parse_recipe
+from nashtune.recipe.oracles import (
+    CascadeOracle,
+    CompactOracle,
+    Guard,
+    Oracle,
+    PairwiseOracle,
+    PanelMember,
+    PanelOracle,
+    PeopleOracle,
+    PreferenceModelOracle,
+    RewardModelOracle,
+    RubricOracle,
+    RulesOracle,
+    ScriptedOracle,
+    SelfOracle,
+)
+from nashtune.recipe.recipe import Recipe
+from nashtune.recipe.sections import (
+    BudgetSection,
+    DedupeSection,
+    DefectsSection,
+    HealthSection,
+    LoraSection,
+    ObjectiveName,
+    ObjectiveSection,
+    PairsSection,
+    PolicySection,
+    PromptsSection,
+    ReplaySection,
+    SamplingSection,
+    ScaleSection,
+    TrainSection,
+    ValidateSection,
+    ValidationSplit,
+)
+from nashtune.recipe.teachers import BestOfN, ColumnTeacher, NoTeacher, RemoteTeacher, ScriptedTeacher, Teacher
+
+__all__ = [
+    "NEUTRAL",
+    "BestOfN",
+    "BudgetSection",
+    "CascadeOracle",
+    "ColumnTeacher",
+    "CompactOracle",
+    "DedupeSection",
+    "DefectsSection",
+    "EngineSection",
+    "Guard",
+    "HealthSection",
+    "LoraSection",
+    "NoTeacher",
+    "ObjectiveName",
+    "ObjectiveSection",
+    "Oracle",
+    "PairsSection",
+    "PairwiseOracle",
+    "PanelMember",
+    "PanelOracle",
+    "PeopleOracle",
+    "PolicySection",
+    "PreferenceModelOracle",
+    "PriceSection",
+    "PromptsSection",
+    "Rate",
+    "Recipe",
+    "RemoteTeacher",
+    "ReplaySection",
+    "RewardModelOracle",
+    "RubricOracle",
+    "RulesOracle",
+    "SamplingSection",
+    "ScaleSection",
+    "ScriptedOracle",
+    "ScriptedTeacher",
+    "Section",
+    "SelfOracle",
+    "Teacher",
+    "TrainSection",
+    "ValidateSection",
+    "ValidationSplit",
+    "identity",
+    "load_recipe",
+    "parse_recipe",
+]

@@ -1,0 +1,101 @@
+"""From a YAML file and overrides to a recipe, or to an error that says what is accepted."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from nashtune.errors import RecipeError
+from nashtune.recipe.base import Section
+from nashtune.recipe.recipe import Recipe
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file and apply ``key.path=value`` overrides (values are YAML).
+
+    Raises RecipeError naming the file, field, value received and values accepted.
+    """
+    path = Path(path)
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: no such recipe file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(raw, dict):
+        raise RecipeError(f"{path}: expected a mapping of settings, got {type(raw).__name__}")
+    for text in overrides:
+        _apply_override(raw, text)
+    return parse_recipe(raw, str(path))
+
+
+def parse_recipe(raw: dict[str, Any], where: str = "recipe") -> Recipe:
+    """Validate a recipe given as a mapping. Raises RecipeError, one line per problem."""
+    try:
+        return Recipe.model_validate(_expand_env(raw))
+    except ValidationError as error:
+        raise RecipeError("\n".join(_explain(where, e) for e in error.errors())) from None
+
+
+def _expand_env(value: Any) -> Any:
+    """``~`` and ``$NAME`` in strings, so that recipes need no machine's paths."""
+    if isinstance(value, dict):
+        return {k: _expand_env(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_expand_env(v) for v in value]
+    if isinstance(value, str) and value.startswith(("~", "$")):
+        return os.path.expanduser(os.path.expandvars(value))
+    return value
+
+
+def _apply_override(raw: dict[str, Any], text: str) -> None:
+    key, sign, value = text.partition("=")
+    if not sign or not key:
+        raise RecipeError(f"override {text!r}: expected key=value, as train.batch_size=32")
+    *parents, last = key.split(".")
+    node = raw
+    for part in parents:
+        node = node.setdefault(part, {})
+        if not isinstance(node, dict):
+            raise RecipeError(f"override {text!r}: {part!r} is not a section")
+    try:
+        node[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"override {text!r}: the value is not valid YAML: {error}") from None
+
+
+def _explain(where: str, error: Any) -> str:
+    field = ".".join(str(p) for p in error["loc"]) or "recipe"
+    if error["type"] == "extra_forbidden":
+        accepted = _accepted_keys(error["loc"][:-1])
+        return f"{where}: {field}: unknown key (value {error['input']!r}); accepted keys: {', '.join(accepted)}"
+    if error["type"] == "missing":
+        return f"{where}: {field}: required, but missing"
+    if error["type"] == "value_error" and not error["loc"]:
+        return f"{where}: " + str(error["msg"]).removeprefix("Value error, ")
+    return f"{where}: {field}: {error['msg']} (received {error['input']!r})"
+
+
+def _accepted_keys(location: Sequence[Any]) -> list[str]:
+    """The keys of the section at ``location``, in which a union's member is named by its ``kind``."""
+    sections: list[type[Section]] = [Recipe]
+    for part in location:
+        inside = [s for section in sections for s in _sections_in(_by_key(section).get(part))]
+        sections = inside or [s for s in sections if part in getattr(_by_key(s).get("kind"), "__args__", ())]
+    return sorted({key for section in sections for key in _by_key(section)})
+
+
+def _by_key(section: type[Section]) -> dict[str, Any]:
+    """Annotation of each field under the name a recipe uses."""
+    return {info.alias or name: info.annotation for name, info in section.model_fields.items()}
+
+
+def _sections_in(annotation: Any) -> list[type[Section]]:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return [s for arg in getattr(annotation, "__args__", ()) for s in _sections_in(arg)]

