@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent / "nashtune"
 # Each layer may import itself only where it is one file or one package, and whatever stands above it.
 LAYERS = [
     ["errors", "seeds", "progress", "environment", "together"],
-    ["records"],
+    ["records", "objectives"],
     ["recipe"],
     ["store", "model", "prompt_sources", "prompt_sets", "prompt_dedupe"],
     ["run", "scale", "starter"],
@@ -78,6 +78,7 @@ FAST = [
     "recipe",
     "run",
     "records",
+    "objectives",
     "pairs",
     "prompts",
     "show",

@@ -130,7 +130,11 @@ def _scoring(
     run: Run, iteration: int, name: str, part: PromptPart, responses: Units, known: bool
 ) -> tuple[Units | None, Callable[[], None]]:
     """Where those log-probs go, None where none are needed, and what computes them."""
-    if known or "0" not in oracle_needs(run.recipe.oracle) or run.recipe.sampling.engine == "scripted":
+    if (
+        known
+        or not any("0" in oracle_needs(oracle) for oracle in run.recipe.oracles)
+        or run.recipe.sampling.engine == "scripted"
+    ):
         return None, lambda: None
     stage = run.stage(iteration, name)
     role = Scorer(policy_of(run, 0), "0", run.recipe.sampling.dtype)

@@ -39,13 +39,15 @@ Answers = Callable[[int, list[Prompt]], Awaitable[list[Response]]]
 
 
 def sample(run: Run, iteration: int) -> Candidates:
-    """K answers of policy pi_t-1 to iteration t's prompts, with the teacher's: the candidate sets to be judged.
+    """K answers of policy pi_t-1 (or of pi_0, if the recipe says so) to iteration t's prompts, with the teacher's: the
+    candidate sets to be judged.
 
     The teacher answers first, so that a judge behind a server can begin with the first finished unit of samples.
     """
     part = prompt_part(run, iteration)
+    sampler = 0 if run.recipe.sampling.policy == "initial" else iteration - 1
     students, draw_them = drawing(
-        run, iteration, "sample", part, iteration - 1, f"train-{iteration}", run.recipe.sampling.k, "student"
+        run, iteration, "sample", part, sampler, f"train-{iteration}", run.recipe.sampling.k, "student"
     )
     teacher = teacher_group(run, iteration, "teacher", part)
     candidates = Candidates(iteration, part, (students, teacher) if teacher else (students,))
@@ -70,7 +72,7 @@ def teacher_group(run: Run, iteration: int, name: str, part: PromptPart) -> Grou
 
     def teach() -> dict[str, Any]:
         if source is not None:
-            check_endpoints(run, iteration)
+            check_endpoints(run, iteration, run.recipe.oracle)
         return finish(_teach(run, iteration, stage, part, units, source))
 
     once(stage, inputs, teach)
