@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
+from nashtune.training.objectives import OBJECTIVES, LossTerms, Objective, PairTerms, Sides, preference_loss
 
 from nashtune.errors import TrainingError
-from nashtune.training.objectives import OBJECTIVES, LossTerms, Objective, PairTerms, Sides, preference_loss
 
 LN2 = math.log(2)
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from nashtune.training.objectives import OBJECTIVES, PairTerms, Sides, preference_loss
 from tiny_chat import byte_tokenizer
 from tiny_models import tiny_model
 from tiny_pairs import learnable_pairs
 
 from nashtune.training.logprobs import response_logprobs
-from nashtune.training.objectives import OBJECTIVES, PairTerms, Sides, preference_loss
 from nashtune.training.packing import TrainingPair, pack
 
 pytest.importorskip("trl")

@@ -330,7 +330,7 @@ def _check_pairs(job: TrainJob) -> None:
         for name, ids in zip(("chosen_ids", "rejected_ids"), pair.answers(objective.sides)[1], strict=False):
             if not ids:
                 raise TrainingError(f"pair {pair.id}: {name} is empty; accepted: at least 1 token")
-        for need in sorted(objective.needs):
+        for need in sorted(objective.needs(job.objective.settings)):
             for name in (f"{WORDS_OF_ORACLE[need]}_{side}" for side in ("chosen", "rejected")):
                 if getattr(pair, name) is None:
                     raise TrainingError(
