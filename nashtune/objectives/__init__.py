@@ -5,6 +5,7 @@ its family's file and a test: the recipe's settings, the trainer and the command
 """
 
 from nashtune.objectives.kernel import (
+    WORDS,
     LossTerms,
     Objective,
     PairTerms,
@@ -22,6 +23,7 @@ OBJECTIVES: dict[str, Objective] = {**LOGISTIC, **SQUARED, **POINTWISE}
 
 __all__ = [
     "OBJECTIVES",
+    "WORDS",
     "LossTerms",
     "Objective",
     "PairTerms",

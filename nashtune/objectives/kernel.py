@@ -63,6 +63,8 @@ Loss = Callable[[Sides, PairTerms, Settings], "Tensor"]
 Weights = Callable[[Settings], Mapping[str, float]]
 """Settings -> weight c_j of each reference."""
 Need = Literal["win_rates", "scores", "versus_policy"]
+WORDS: Mapping[Need, str] = {"win_rates": "r", "scores": "score", "versus_policy": "p"}
+"""How the fields of a pair with each need begin."""
 Needs = Callable[[Settings], frozenset[Need]]
 """Settings -> what the oracle must have given for the pairs."""
 

@@ -91,9 +91,7 @@ class Recipe(Section):
         return None if self.pairs.rule == "teacher_wins" else self.oracle
 
     def rivals(self, iteration: int) -> list[int]:
-        """The earlier iterations whose policies are in the held-out candidate sets of an iteration."""
-        if self.validate_.against == "all":
-            return list(range(iteration))
+        """The earlier iterations whose policies are in the held-out candidate sets of an iteration: the first and the last."""
         return sorted({0, iteration - 1}) if iteration else []
 
     @property

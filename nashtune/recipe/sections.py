@@ -199,9 +199,6 @@ class ValidateSection(Section):
     oracle: Oracle | None = None
     """Who judges the contest; null is the recipe's oracle. For methods whose own oracle is not to be believed
     (self-rewarding), or that train without one."""
-    against: Literal["ends", "all"] = "ends"
-    """ends: the initial policy, the previous one and the teacher; all: every earlier policy too, which gives the payoff
-    matrix of the iterates and an estimate of exploitability. Each policy adds its answers to the candidate set."""
     k: int = Field(default=1, ge=1)
     """Answers per prompt and policy."""
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
