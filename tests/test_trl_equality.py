@@ -116,21 +116,22 @@ def ours(name: str, seed: int, **settings: float) -> torch.Tensor:
 class Reporter(torch.nn.Module):
     """A model whose log-probs per token are given."""
 
+    is_gradient_checkpointing = False
+
     def __init__(self, values: torch.Tensor):
         super().__init__()
         self.values = values
 
     def forward(self, **_: Any) -> Any:
-        return SimpleNamespace(log_probs=self.values, entropy=torch.zeros_like(self.values))
+        nothing = torch.zeros_like(self.values)
+        return SimpleNamespace(log_probs=self.values, entropy=nothing, mean_logits=nothing, is_top1=nothing.bool())
 
 
 def trainer_stub(policy: torch.Tensor, reference: torch.Tensor, **fields: Any) -> Any:
     """What a TRL trainer's loss reads of the trainer besides its settings; what it logs goes nowhere."""
     from collections import defaultdict
 
-    accelerator = SimpleNamespace(
-        device=torch.device("cpu"), gather_for_metrics=lambda x: x, unwrap_model=lambda model: model
-    )
+    accelerator = SimpleNamespace(device=torch.device("cpu"), gather=lambda x: x, gather_for_metrics=lambda x: x)
     return SimpleNamespace(
         model=Reporter(policy),
         ref_model=Reporter(reference),
@@ -139,7 +140,7 @@ def trainer_stub(policy: torch.Tensor, reference: torch.Tensor, **fields: Any) -
         aux_loss_enabled=False,
         _metrics=defaultdict(lambda: defaultdict(list)),
         _total_train_tokens=0,
-        state=SimpleNamespace(num_input_tokens_seen=0),
+        _tp_size=1,
         **fields,
     )
 
@@ -241,7 +242,7 @@ def test_kto_equals_trls_where_the_kl_is_estimated_on_the_same_answers(seed: int
         "input_ids": torch.zeros(whole.shape, dtype=torch.long),
         "attention_mask": torch.ones(whole.shape),
         "completion_mask": whole.long(),
-        "label": [True] * COUNT + [False] * COUNT,
+        "label": torch.tensor([True] * COUNT + [False] * COUNT),
     }
     expected = trl.KTOTrainer._compute_loss(stub, stub.model, inputs, False).item()
     sides = [Sides(*values.sum(1).chunk(2)) for values in (policy, reference)]
