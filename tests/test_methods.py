@@ -13,6 +13,7 @@ import yaml
 from tiny_chat import tiny_recipe, write_prompts, write_tiny_policy
 
 from nashtune import Run, improve, judge, make_pairs, sample, train, validate
+from nashtune.catalog import method_facts
 from nashtune.errors import PairError
 from nashtune.recipe import METHODS, Recipe, load_recipe, parse_recipe
 from nashtune.records import Judgment, LogProb, Pair, Response
@@ -202,6 +203,19 @@ def test_validation_has_an_oracle_of_its_own(method: str, tiny_folder: Path, tmp
             assert judgment.scores is not None
     trained_by = {j.oracle for j in tables.stream(Judgment, run.stage(1, "judge").files())}
     assert trained_by == {{"spin": "teacher_wins", "self-rewarding": "self"}[method]}
+
+
+def test_the_page_of_methods_says_what_each_is() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "methods.md").read_text()
+    for name in METHODS:
+        facts = method_facts(name)
+        section = page.partition(f"### {name}\n")[2].partition("###")[0].partition("\n## ")[0]
+        assert facts["summary"][1:] in section
+        assert f"- needs: {facts['needs']}\n" in section
+        assert f"- source: {facts['source']}\n" in section
+        assert f"`{facts['objective']['formula']}`" in section
+        preset = section.partition("- preset: `")[2].partition("`\n")[0]
+        assert yaml.safe_load(preset) == METHODS[name].settings
 
 
 # ---- overriding ---------------------------------------------------------------------------------------------------------
