@@ -56,13 +56,13 @@ METHODS: dict[str, Method] = {
     ),
     "dno-regularized": Method(
         "DNO regularised towards the initial policy, option I: sampled from the policy itself",
-        "arXiv 2404.03715 algorithm 3",
+        "arXiv 2404.03715 algorithms 3 and 4, option I",
         {"pairs": {"rule": "paper"}, "objective": {"name": "dno-regularized"}, "replay": {"fraction": 0.3}},
         "an oracle; the paper has a teacher",
     ),
     "dno-regularized-mixed": Method(
         "DNO regularised towards the initial policy, option II: sampled token by token from the mixture of both",
-        "arXiv 2404.03715 algorithm 4",
+        "arXiv 2404.03715 algorithms 3 and 4, option II",
         {
             "pairs": {"rule": "paper"},
             "objective": {"name": "dno-regularized", "eta": 0.1, "tau": 0.01},
