@@ -55,7 +55,8 @@ async def serve() -> None:
 
 
 def measure(port: int, calls: int) -> dict[str, Any]:
-    from nashtune.judging.dispatch import ChatRequest, Dispatcher, Payer
+    from nashtune.judging.chat import ChatRequest
+    from nashtune.judging.dispatch import Dispatcher, Payer
     from nashtune.recipe import EngineSection
     from nashtune.records import Message
     from nashtune.store.ledger import Caps, Ledger

@@ -47,17 +47,10 @@ _TOPICS = (
 _INSTRUCTIONS: tuple[tuple[str, tuple[tuple[str, dict[str, Any]], ...]], ...] = (
     ("Answer in all lowercase letters.", (("lowercase", {}),)),
     (
-        "Answer in exactly one sentence of at most 15 words.",
-        (("sentences_exactly", {"n": 1}), ("words_at_most", {"n": 15})),
-    ),
-    (
         "Answer with exactly three bullet points, each starting with '- ', and nothing else.",
         (("bullets_exactly", {"n": 3, "marker": "-", "only": True}),),
     ),
-    (
-        "Answer with a numbered list of exactly two items, and nothing else.",
-        (("numbered_list", {"n": 2, "only": True}),),
-    ),
+    ("Highlight at least one word by writing it *like this*.", (("highlighted", {"n": 1}),)),
     ("Start your answer with the words 'Here it is:'.", (("starts_with", {"phrase": "Here it is:"}),)),
     ("End your answer with the word DONE.", (("ends_with", {"phrase": "DONE", "allow_stop": True}),)),
     ("End your answer with a question mark.", (("ends_with_question", {}),)),
@@ -65,6 +58,7 @@ _INSTRUCTIONS: tuple[tuple[str, tuple[tuple[str, dict[str, Any]], ...]], ...] = 
     ("Use the word 'however' in your answer.", (("include_keywords", {"keywords": ["however"]}),)),
     ("Use the words 'for example' in your answer.", (("include_keywords", {"keywords": ["for example"]}),)),
     ("Use the word 'amazing' in your answer.", (("include_keywords", {"keywords": ["amazing"]}),)),
+    ("Use the word 'perhaps' in your answer.", (("include_keywords", {"keywords": ["perhaps"]}),)),
     ("Use the word 'because' in your answer.", (("include_keywords", {"keywords": ["because"]}),)),
 )
 

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import itertools
 import json
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any
 
 from nashtune.errors import PromptError
 from nashtune.judging.instructions import validate_constraint
 from nashtune.prompt_dedupe import near_duplicates
 from nashtune.prompt_sets import PROMPT_SETS
 from nashtune.prompt_sources import BUILT_IN, Row, read_rows
+from nashtune.prompt_values import messages_of, shown, text_of
 from nashtune.recipe import PromptsSection
-from nashtune.records import Constraint, Message, Prompt, Role
+from nashtune.records import Constraint, Message, Prompt
 from nashtune.seeds import canonical_json, content_hash, seed_for
 
 PROMPT_COLUMNS = ("messages", "prompt", "instruction", "question", "text")
@@ -178,54 +178,21 @@ def _prompt(row: Row, section: PromptsSection, columns: Sequence[str]) -> Prompt
         raise PromptError(f"no prompt in its columns ({present}); accepted: {', '.join(columns)}")
     teacher = None
     if section.teacher_column:
-        teacher = _text(row.fields.get(section.teacher_column), f"teacher column {section.teacher_column!r}")
+        teacher = text_of(row.fields.get(section.teacher_column), f"teacher column {section.teacher_column!r}")
     topic = row.fields.get("topic")
     return Prompt.make(
-        _with_system(_messages(row.fields[column], column), section.system),
+        _with_system(messages_of(row.fields[column], column), section.system),
         teacher=teacher,
         constraints=_constraints(row.fields.get("constraints")),
-        topic=_text(topic, "column 'topic'") if topic not in (None, "") else None,
+        topic=text_of(topic, "column 'topic'") if topic not in (None, "") else None,
         source=row.where,
     )
-
-
-def _messages(value: Any, column: str) -> tuple[Message, ...]:
-    if not isinstance(value, list):
-        return (Message("user", _text(value, f"column {column!r}", "a string or a list of chat messages")),)
-    messages = []
-    for number, item in enumerate(value, 1):
-        where = f"message {number} in column {column!r}"
-        if not isinstance(item, dict) or not {"role", "content"} <= set(item):
-            raise PromptError(f"{where}: {_shown(item)}; accepted: an object with role and content")
-        if item["role"] not in get_args(Role):
-            raise PromptError(f"{where}: role {item['role']!r}; accepted: {', '.join(get_args(Role))}")
-        messages.append(Message(item["role"], _text(item["content"], where)))
-    if not messages or messages[-1].role != "user":
-        last = f"the last message is the {messages[-1].role}'s" if messages else "no messages"
-        raise PromptError(f"column {column!r}: {last}; accepted: messages that end with the user's")
-    return tuple(messages)
 
 
 def _with_system(messages: tuple[Message, ...], system: str | None) -> tuple[Message, ...]:
     if system is None or messages[0].role == "system":
         return messages
-    return (Message("system", _text(system, "prompts.system")), *messages)
-
-
-def _text(value: Any, where: str, accepted: str = "a string") -> str:
-    if not isinstance(value, str):
-        raise PromptError(f"{where}: {_shown(value)}; accepted: {accepted}")
-    if not value.strip():
-        raise PromptError(f"{where}: empty; accepted: text")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise PromptError(f"{where}: half a character (lone surrogate) at position {error.start}") from None
-    return unicodedata.normalize("NFC", value)
-
-
-def _shown(value: Any) -> str:
-    return "missing" if value is None else f"{type(value).__name__} {str(value)[:60]!r}"
+    return (Message("system", text_of(system, "prompts.system")), *messages)
 
 
 def _constraints(value: Any) -> tuple[Constraint, ...]:
@@ -238,14 +205,14 @@ def _constraints(value: Any) -> tuple[Constraint, ...]:
     if value is None or value == "":
         return ()
     if not isinstance(value, list):
-        raise PromptError(f"column 'constraints': {_shown(value)}; accepted: a list of {{kind, args}}")
+        raise PromptError(f"column 'constraints': {shown(value)}; accepted: a list of {{kind, args}}")
     found = []
     for item in value:
         if not isinstance(item, dict) or "kind" not in item or not set(item) <= {"kind", "args"}:
-            raise PromptError(f"column 'constraints': {_shown(item)}; accepted: {{kind, args}}")
+            raise PromptError(f"column 'constraints': {shown(item)}; accepted: {{kind, args}}")
         args = item.get("args") or {}
         if not isinstance(args, Mapping):
-            raise PromptError(f"column 'constraints': args {_shown(args)}; accepted: an object of named arguments")
+            raise PromptError(f"column 'constraints': args {shown(args)}; accepted: an object of named arguments")
         constraint = Constraint(str(item["kind"]), {k: v for k, v in args.items() if v is not None})
         validate_constraint(constraint)
         found.append(constraint)

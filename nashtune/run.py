@@ -133,6 +133,12 @@ class Run:
     def iteration_folder(self, iteration: int) -> Path:
         return self.folder / f"iteration-{iteration}"
 
+    @property
+    def ledger_file(self) -> Path:
+        """The run's own ledger of paid calls, or the one the recipe shares with other runs."""
+        shared = self.recipe.ledger
+        return Path(shared).expanduser() if shared else self.folder / "ledger.sqlite"
+
     def iterations(self) -> range:
         """The training iterations t = 1..T."""
         return range(1, self.recipe.iterations + 1)

@@ -19,7 +19,9 @@ from nashtune import recipe
 from nashtune.errors import BudgetError, OracleError
 from nashtune.judging import batch as batch_module
 from nashtune.judging.batch import BatchDispatcher
-from nashtune.judging.dispatch import CallRefusedError, ChatRequest, Dispatcher, Payer, Reply
+from nashtune.judging.chat import ChatRequest, Reply
+from nashtune.judging.dispatch import Dispatcher, Payer
+from nashtune.judging.faults import CallRefusedError
 from nashtune.judging.registry import judges_in_batches
 from nashtune.judging.rubric import RubricOracle
 from nashtune.records import Judgment, Message, Prompt, Response
@@ -238,7 +240,8 @@ CHILD = """
 import asyncio, os, signal, sys
 from nashtune.judging import batch_server
 from nashtune.judging.batch import BatchDispatcher, batches
-from nashtune.judging.dispatch import ChatRequest, Payer
+from nashtune.judging.chat import ChatRequest
+from nashtune.judging.dispatch import Payer
 from nashtune.recipe import EngineSection, PriceSection
 from nashtune.records import Message
 from nashtune.store.ledger import Ledger

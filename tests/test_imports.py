@@ -14,7 +14,7 @@ LAYERS = [
     ["errors", "seeds", "progress", "environment", "together"],
     ["records", "objectives"],
     ["recipe"],
-    ["store", "model", "prompt_sources", "prompt_sets", "prompt_dedupe"],
+    ["store", "model", "prompt_sources", "prompt_values", "prompt_sets", "prompt_dedupe"],
     ["run", "scale", "starter"],
     ["prompts", "sampling", "judging", "pairs", "training", "evaluate", "report"],
     ["stages", "show", "catalog"],

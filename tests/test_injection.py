@@ -10,7 +10,7 @@ from injection_corpus import ANSWERS, PROMPTS
 from judge_server import JudgeServer, answers_in, score
 from test_rubric import judge
 
-from nashtune.judging.dispatch import Choice, Reply
+from nashtune.judging.chat import Choice, Reply
 from nashtune.judging.rubric import UnusableReply, presentation_order, read_scores, render, repair
 from nashtune.records import Message, Prompt
 

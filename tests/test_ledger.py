@@ -10,7 +10,8 @@ import pytest
 from judge_server import JudgeServer
 
 from nashtune.errors import StoreError
-from nashtune.judging.dispatch import ChatRequest, Dispatcher
+from nashtune.judging.chat import ChatRequest
+from nashtune.judging.dispatch import Dispatcher
 from nashtune.recipe import EngineSection
 from nashtune.records import Message
 from nashtune.store.ledger import Ledger, StoredReply
@@ -154,7 +155,8 @@ def test_another_programs_database_is_refused_untouched(tmp_path):
 
 KILLED = """
 import asyncio, sys
-from nashtune.judging.dispatch import ChatRequest, Dispatcher
+from nashtune.judging.chat import ChatRequest
+from nashtune.judging.dispatch import Dispatcher
 from nashtune.recipe import EngineSection
 from nashtune.records import Message
 from nashtune.store.ledger import Ledger

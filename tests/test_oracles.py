@@ -11,8 +11,9 @@ from tiny_chat import write_tiny_policy
 
 from nashtune.errors import OracleError
 from nashtune.judging.cascade import choose, reversed_presentation, win_rate_bounds
+from nashtune.judging.chat import Choice
 from nashtune.judging.compact import read_scores
-from nashtune.judging.dispatch import Choice, Dispatcher
+from nashtune.judging.dispatch import Dispatcher
 from nashtune.judging.registry import Resources, open_oracle, oracle_needs, parts_of
 from nashtune.judging.replies import UnusableReply
 from nashtune.judging.self_oracle import expected_score

@@ -9,7 +9,9 @@ import pytest
 from judge_server import JudgeServer
 
 from nashtune.errors import OracleError, SamplingError
-from nashtune.judging.dispatch import CallRefusedError, ChatRequest, Dispatcher
+from nashtune.judging.chat import ChatRequest
+from nashtune.judging.dispatch import Dispatcher
+from nashtune.judging.faults import CallRefusedError
 from nashtune.recipe import EngineSection
 from nashtune.records import Message
 from nashtune.sampling.engine import Request, SamplingParams

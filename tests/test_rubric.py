@@ -8,7 +8,8 @@ from judge_server import JudgeServer, answers_in, score
 from nashtune import recipe
 from nashtune.errors import OracleError
 from nashtune.judging import showing
-from nashtune.judging.dispatch import Choice, Dispatcher
+from nashtune.judging.chat import Choice
+from nashtune.judging.dispatch import Dispatcher
 from nashtune.judging.rubric import (
     RubricOracle,
     UnusableReply,

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from statistics import correlation, fmean
 
 from nashtune.records import Interval, Judgment
-
-RESAMPLES = 1000
-"""Bootstrap resamples of the prompts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +55,9 @@ def agreement(
     prompts = [(list(_decided(a, b)), list(_scored(a, b))) for a, b in _matched(first, second)]
     tables = [_table(decided) for decided, _ in prompts if decided]
     scores = [pair for _, pairs in prompts for pair in pairs]
-    value = _balanced(tables)
     return Agreement(
         comparisons=sum(len(decided) for decided, _ in prompts),
-        balanced_accuracy=None if value is None else _bootstrap(tables, value, confidence, seed),
+        balanced_accuracy=_balanced(tables, confidence, seed),
         score_correlation=_pearson(scores),
     )
 
@@ -115,28 +110,24 @@ def _share(values: Sequence[bool]) -> float | None:
 
 
 _Table = tuple[int, int, int, int]
-"""Of one prompt: earlier wins, and repeated; later wins, and repeated."""
+"""Of one prompt: repeated and all, where the earlier wins; repeated and all, where the later wins."""
 
 
 def _table(decided: Sequence[tuple[bool, bool]]) -> _Table:
     earlier = [b for a, b in decided if a]
     later = [not b for a, b in decided if not a]
-    return len(earlier), sum(earlier), len(later), sum(later)
+    return sum(earlier), len(earlier), sum(later), len(later)
 
 
-def _balanced(tables: Sequence[_Table]) -> float | None:
-    earlier, repeated, later, repeated_later = (sum(t[k] for t in tables) for k in range(4))
-    return (repeated / earlier + repeated_later / later) / 2 if earlier and later else None
+def _balanced(tables: Sequence[_Table], confidence: float, seed: int) -> Interval | None:
+    """None where the first judge's verdicts are all of one kind."""
+    import numpy as np
 
+    from nashtune.judging.balanced import balanced_interval
 
-def _bootstrap(tables: Sequence[_Table], value: float, confidence: float, seed: int) -> Interval:
-    """Percentile interval over resampled prompts; resamples that lack a kind of verdict are left out."""
-    rng = random.Random(seed)
-    drawn = (_balanced(rng.choices(tables, k=len(tables))) for _ in range(RESAMPLES))
-    found = sorted(v for v in drawn if v is not None) or [value]
-    cut = (1 - confidence) / 2
-    low, high = (found[min(len(found) - 1, int(q * len(found)))] for q in (cut, 1 - cut))
-    return Interval(value, min(low, value), max(high, value), len(tables))
+    if not (any(earlier for _, earlier, _, _ in tables) and any(later for _, _, _, later in tables)):
+        return None
+    return balanced_interval(np.asarray(tables, np.float64), seed, confidence)
 
 
 def _pearson(pairs: Sequence[tuple[float, float]]) -> float | None:

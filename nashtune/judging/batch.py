@@ -14,7 +14,9 @@ from typing import Any
 
 from nashtune.errors import OracleError
 from nashtune.judging.batch_server import OVER, BatchServer, Line, NotSubmittedError, read_line, request_line
-from nashtune.judging.dispatch import CallRefusedError, ChatRequest, Dispatcher, Payer, Reply, TransientFault
+from nashtune.judging.chat import ChatRequest, Reply, summary
+from nashtune.judging.dispatch import Dispatcher, Payer
+from nashtune.judging.faults import CallRefusedError, TransientFault, backoff
 from nashtune.judging.prices import find_price
 from nashtune.recipe import EngineSection
 from nashtune.store import batches
@@ -119,7 +121,7 @@ class BatchDispatcher(Dispatcher):
             self._desks = {known: desk for known, desk in self._desks.items() if not known.is_closed()}
 
             async def pause(tries: int, least_s: float) -> None:
-                await self._sleep(least_s + self._backoff(tries))
+                await self._sleep(least_s + backoff(tries, self._rng))
 
             server = BatchServer(
                 client,
@@ -173,7 +175,9 @@ class BatchDispatcher(Dispatcher):
     async def _send(self, desk: _Desk, calls: dict[str, _Wanted]) -> None:
         """Reserve the money for as many calls as it covers, and take those through a batch."""
         others = desk.under_way
-        asked = {key: (self._summary(w.request), self.terms(w.request)) for key, w in calls.items()}
+        asked = {
+            key: (summary(self._url, self.engine.model, w.request), self.terms(w.request)) for key, w in calls.items()
+        }
         try:
             planned = await asyncio.wrap_future(batches.plan_batch(self._book, asked, self.payer.caps))
         except Exception as error:  # noqa: BLE001 - nothing is swallowed: every call of the batch raises it
@@ -240,7 +244,7 @@ class BatchDispatcher(Dispatcher):
             error = TransientFault(f"batch {row.id} {batch.status} without an answer to this call")
             unbilled = batch.status != "completed" and not unreadable
             if batch.status == "failed" and batch.errors and batch.errors.data:
-                said = self._redact(str(batch.errors.data[0].message or batch.errors.data[0].code))
+                said = self._endpoint.redact(str(batch.errors.data[0].message or batch.errors.data[0].code))
                 where = f"{self._url}: model {self.engine.model!r}: batch {row.id} failed: {said}"
                 error = TransientFault(where) if adopted else OracleError(where)
         await self._close_rest(row, str(error), unbilled=unbilled)
@@ -281,13 +285,13 @@ class BatchDispatcher(Dispatcher):
         wanted, attempt = desk.riding.get(line.key), row.attempts.pop(line.key)
         said: Exception | None = None
         if line.status == 200:
-            close = self._book.close_attempt(line.key, attempt, raw=self._redact(line.body))
+            close = self._book.close_attempt(line.key, attempt, raw=self._endpoint.redact(line.body))
         elif line.status:
             limit_field = wanted.limit_field if isinstance(wanted, _Wanted) else "max_tokens"
             said = self._status_error(line.status, line.message, limit_field)
             close = self._book.close_attempt(line.key, attempt, reason=str(said), unbilled=True)
         else:
-            said = TransientFault(self._redact(line.message))
+            said = TransientFault(self._endpoint.redact(line.message))
             close = self._book.close_attempt(line.key, attempt, reason=str(said), unbilled=True)
         await asyncio.wrap_future(close)
         return said

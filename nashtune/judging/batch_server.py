@@ -12,7 +12,7 @@ import openai
 from openai.types import Batch
 
 from nashtune.errors import OracleError
-from nashtune.judging.dispatch import CallRefusedError, TransientFault
+from nashtune.judging.faults import CallRefusedError, TransientFault
 
 URL = "/v1/chat/completions"  # of each line, whatever the server's own address: the protocol says so
 FILE_TIMEOUT_S = 900.0  # 100 MB on a slow line

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from nashtune.errors import OracleError, PromptError
 from nashtune.prompt_sources import READERS, Row
+from nashtune.prompt_values import shown
 from nashtune.records import Judgment, Message, Prompt, Response, Role
 from nashtune.run import Run
 from nashtune.seeds import content_hash, seed_for
@@ -178,12 +179,12 @@ def _messages(value: Any) -> tuple[Message, ...]:
         return (Message("user", _text(value, "column 'prompt'")),)
     accepted = "a string, or a list of {role, content} that ends with the user's"
     if not isinstance(value, list) or not value:
-        raise PromptError(f"column 'prompt': {_shown(value)}; accepted: {accepted}")
+        raise PromptError(f"column 'prompt': {shown(value)}; accepted: {accepted}")
     messages = []
     for item in value:
         if not isinstance(item, dict) or item.get("role") not in get_args(Role):
             raise PromptError(
-                f"column 'prompt': {_shown(item)}; accepted: {accepted}, roles {', '.join(get_args(Role))}"
+                f"column 'prompt': {shown(item)}; accepted: {accepted}, roles {', '.join(get_args(Role))}"
             )
         messages.append(Message(item["role"], _text(item.get("content"), "column 'prompt', content")))
     if messages[-1].role != "user":
@@ -194,13 +195,13 @@ def _messages(value: Any) -> tuple[Message, ...]:
 def _answer(fields: Mapping[str, Any], column: str) -> Answer:
     value = fields.get(column)
     if not isinstance(value, str):
-        raise PromptError(f"column {column!r}: {_shown(value)}; accepted: a string")
+        raise PromptError(f"column {column!r}: {shown(value)}; accepted: a string")
     return Answer(value)
 
 
 def _text(value: Any, where: str) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise PromptError(f"{where}: {_shown(value)}; accepted: text")
+        raise PromptError(f"{where}: {shown(value)}; accepted: text")
     return value
 
 
@@ -212,10 +213,6 @@ def _probability(value: Any) -> float:
         number = math.nan
     if not 0 <= number <= 1:
         raise PromptError(
-            f"column 'preference': {_shown(value)}; accepted: a number from 0 to 1, P(response_1 is better)"
+            f"column 'preference': {shown(value)}; accepted: a number from 0 to 1, P(response_1 is better)"
         )
     return number
-
-
-def _shown(value: Any) -> str:
-    return "missing" if value is None else f"{type(value).__name__} {str(value)[:60]!r}"

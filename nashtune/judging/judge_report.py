@@ -11,16 +11,11 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from nashtune.judging.balanced import Floats, balanced_interval
 from nashtune.records import Interval
-from nashtune.seeds import seed_for
 
-RESAMPLES = 2000
 BINS = 10
-QUANTILE = 1.96
-"""Of the normal distribution, for 95 %."""
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +81,9 @@ def report_on(
 
 def balanced_accuracy(predicted: Floats, targets: Floats, prompts: Sequence[str], seed: int) -> Interval:
     """Mean of the accuracy where the first shown is better and that where the second is; a prediction of 0.5 is half
-    right. The interval is a percentile bootstrap over prompts, ``n`` their number.
+    right. The interval is over prompts (``balanced_interval``).
 
-    Where no resample differs (all prompts right, say) it is Wilson's for n prompts, so that a few lucky prompts are not
-    certainty. Raises ValueError where no target differs from 0.5.
+    Raises ValueError where no target differs from 0.5.
     """
     decided = targets != 0.5
     if not decided.any():
@@ -100,31 +94,7 @@ def balanced_accuracy(predicted: Floats, targets: Floats, prompts: Sequence[str]
     # Per prompt: right and all, where the first is better; right and all, where the second is. [G, 4]
     columns = (right * first, first, right * ~first, ~first)
     counts = np.stack([np.bincount(cluster, column.astype(np.float64), len(names)) for column in columns], 1)
-    value = float(_balanced(counts.sum(0)[None])[0])
-    draw = np.random.default_rng(seed_for(seed, "bootstrap"))
-    chances = np.full(len(names), 1 / len(names))
-    weights = (draw.multinomial(len(names), chances, 100).astype(np.float64) for _ in range(RESAMPLES // 100))
-    resampled = [_balanced(weight @ counts) for weight in weights]
-    low, high = map(float, np.nanquantile(np.concatenate(resampled), (0.025, 0.975)))
-    if high - low < 1e-12:
-        low, high = _wilson(value, len(names))
-    return Interval(value, min(low, value), max(high, value), len(names))
-
-
-def _balanced(counts: Floats) -> Floats:
-    """[B, 4] -> [B]; where only one side occurs, the accuracy on it."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        sides = np.stack([counts[:, 0] / counts[:, 1], counts[:, 2] / counts[:, 3]])
-    known = ~np.isnan(sides)
-    return np.where(known, sides, 0).sum(0) / known.sum(0)
-
-
-def _wilson(value: float, n: int) -> tuple[float, float]:
-    """Wilson's score interval for a share of n (Wilson, 1927)."""
-    penalty = QUANTILE**2 / n
-    centre = (value + penalty / 2) / (1 + penalty)
-    half = QUANTILE / (1 + penalty) * ((value * (1 - value) + penalty / 4) / n) ** 0.5
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return balanced_interval(counts.astype(np.float64), seed)
 
 
 def calibration_error(predicted: Floats, targets: Floats) -> float:
@@ -135,14 +105,11 @@ def calibration_error(predicted: Floats, targets: Floats) -> float:
 
 
 def count_cycles(matrices: Sequence[Sequence[Sequence[float]]]) -> tuple[int, int]:
-    """Triples (i, j, k) in which i beats j beats k beats i, or the reverse; and all triples."""
+    """Triples (i, j, k) in which i beats j beats k beats i, or the reverse; and all triples, those with a tie included."""
     cyclic = total = 0
-    for matrix in matrices:
-        for i, j, k in combinations(range(len(matrix)), 3):
+    for m in matrices:
+        for i, j, k in combinations(range(len(m)), 3):
+            around = (m[i][j], m[j][k], m[k][i])
             total += 1
-            cyclic += (matrix[i][j] > 0.5) == (matrix[j][k] > 0.5) == (matrix[k][i] > 0.5) and 0.5 not in (
-                matrix[i][j],
-                matrix[j][k],
-                matrix[k][i],
-            )
+            cyclic += min(around) > 0.5 or max(around) < 0.5
     return cyclic, total

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 
 from nashtune import recipe
 from nashtune.errors import OracleError
+from nashtune.judging.chat import ChatRequest, Choice, Reply
 from nashtune.judging.compact import TOP_LOGPROBS, several_replies
-from nashtune.judging.dispatch import CallRefusedError, ChatRequest, Choice, Dispatcher, Reply
+from nashtune.judging.dispatch import Dispatcher
+from nashtune.judging.faults import CallRefusedError
 from nashtune.judging.replies import UnusableReply, content_refusal, usage_of
 from nashtune.judging.showing import fill, material
 from nashtune.records import Judgment, Message, Prompt, Response

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from nashtune import recipe
 from nashtune.errors import ModelError, OracleError, StoreError
 from nashtune.judging.bradley_terry import Matrix, sigmoid
+from nashtune.judging.fitting import judgment_of_fitting
 from nashtune.judging.judge_report import JudgeReport
 from nashtune.records import Judgment, Policy, Prompt, Response
 from nashtune.store.files import read_json, write_json
@@ -163,17 +164,14 @@ class PreferenceModelOracle:
         """Judge the whole set; ``seed`` decides nothing, as order cannot matter to an antisymmetric head."""
         async with self._turn:
             matrix, model = await asyncio.to_thread(self._matrix, prompt, candidates)
-        known = sum(matrix[i][i] is not None for i in range(len(matrix)))
-        usable = known == len(matrix) or known >= 2
-        return Judgment(
-            prompt_id=prompt.id,
-            response_ids=tuple(c.id for c in candidates),
+        return judgment_of_fitting(
+            prompt,
+            candidates,
+            [matrix[i][i] is not None for i in range(len(matrix))],
+            matrix,
             oracle=self.name,
-            outcome="ok" if usable else "unusable",
-            reason="" if usable else f"too long: {known} of {len(matrix)} candidates fit the preference model",
-            matrix=matrix if usable else None,
-            model_requested=self._section.folder,
-            model_returned=model,
+            reader="preference model",
+            models=(self._section.folder, model),
         )
 
     async def aclose(self) -> None:

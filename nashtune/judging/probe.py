@@ -7,7 +7,9 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
-from nashtune.judging.dispatch import CallRefusedError, ChatRequest, Dispatcher, Reply
+from nashtune.judging.chat import ChatRequest, Reply
+from nashtune.judging.dispatch import Dispatcher
+from nashtune.judging.faults import CallRefusedError
 from nashtune.records import Message
 from nashtune.together import together
 

@@ -7,7 +7,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from nashtune.judging.dispatch import CallRefusedError, Choice, Reply
+from nashtune.judging.chat import Choice, Reply
+from nashtune.judging.faults import CallRefusedError
 from nashtune.records import Usage
 
 JSON_START = re.compile(r'\{\s*"')

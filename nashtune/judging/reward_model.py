@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from nashtune import recipe
 from nashtune.errors import ModelError, OracleError
 from nashtune.judging.bradley_terry import bradley_terry
+from nashtune.judging.fitting import judgment_of_fitting
 from nashtune.records import Judgment, Policy, Prompt, Response
 
 if TYPE_CHECKING:
@@ -54,18 +55,15 @@ class RewardModelOracle:
         """Judge the candidates one by one; ``seed`` decides nothing, as nobody is shown an order."""
         async with self._turn:
             rewards, model = await asyncio.to_thread(self._rewards, prompt, candidates)
-        known = sum(reward is not None for reward in rewards)
-        usable = known == len(rewards) or known >= 2
-        return Judgment(
-            prompt_id=prompt.id,
-            response_ids=tuple(c.id for c in candidates),
+        return judgment_of_fitting(
+            prompt,
+            candidates,
+            [reward is not None for reward in rewards],
+            bradley_terry(rewards),
             oracle=self.name,
-            outcome="ok" if usable else "unusable",
-            reason="" if usable else f"too long: {known} of {len(rewards)} candidates fit the reward model",
-            matrix=bradley_terry(rewards) if usable else None,
-            measures={"reward": tuple(rewards)},
-            model_requested=self._section.model,
-            model_returned=model,
+            reader="reward model",
+            models=(self._section.model, model),
+            measures={"reward": rewards},
         )
 
     async def aclose(self) -> None:

@@ -14,7 +14,9 @@ from typing import Any
 
 from nashtune import recipe
 from nashtune.errors import OracleError
-from nashtune.judging.dispatch import CallRefusedError, ChatRequest, Choice, Dispatcher, Reply
+from nashtune.judging.chat import ChatRequest, Choice, Reply
+from nashtune.judging.dispatch import Dispatcher
+from nashtune.judging.faults import CallRefusedError
 from nashtune.judging.replies import SHOWN_VALUE, UnusableReply, content_refusal, only_object, usage_of, whole_score
 from nashtune.judging.showing import GRADING, RUBRIC, TOP_SCORE, fill, material, presentation_order
 from nashtune.records import Judgment, Message, Prompt, Response

@@ -9,7 +9,7 @@ from statistics import fmean
 
 from nashtune import recipe
 from nashtune.judging import compact, pairwise, rubric
-from nashtune.judging.dispatch import TOKENS_PER_MESSAGE
+from nashtune.judging.chat import TOKENS_PER_MESSAGE
 from nashtune.judging.showing import fill, material
 from nashtune.planning.lengths import Lengths
 from nashtune.recipe import EngineSection

@@ -44,22 +44,16 @@ class Budget:
 
 def spending(recipe: Recipe, folder: Path) -> Spending:
     """What the run in ``folder`` has spent so far; nothing where it has not begun."""
-    file = ledger_file(recipe, folder)
-    if not (folder / "id").is_file() or not file.is_file():
+    run = Run(folder, recipe)
+    if not (folder / "id").is_file() or not run.ledger_file.is_file():
         return Spending({})
     from nashtune.store.ledger import Ledger
 
-    run = Run(folder, recipe)
     iterations = range(recipe.iterations + 1)
-    with Ledger(file) as ledger:
+    with Ledger(run.ledger_file) as ledger:
         totals = {t: ledger.totals(run.id, t) for t in iterations}
     spent = {t: found["cost_usd"] + found["exposure_usd"] for t, found in totals.items()}
     return Spending(spent, frozenset(t for t in iterations if run.finished(t)))
-
-
-def ledger_file(recipe: Recipe, folder: Path) -> Path:
-    """The run's own ledger, or the one the recipe shares with other runs."""
-    return Path(recipe.ledger).expanduser() if recipe.ledger else folder / "ledger.sqlite"
 
 
 def budget_of(recipe: Recipe, rows: Sequence[Row], spent: Spending) -> Budget:

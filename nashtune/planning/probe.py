@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nashtune.errors import PromptError
-from nashtune.planning.budget import ledger_file, spending
+from nashtune.planning.budget import spending
 from nashtune.planning.measured import Measured, measure
 from nashtune.planning.work import Work
 from nashtune.recipe import EngineSection, Recipe, RemoteTeacher, parse_recipe
@@ -61,7 +61,7 @@ def probe(recipe: Recipe, folder: Path, work: Work, count: int = 4) -> Probe:
         write_json(scratch / "prompts" / "report.json", {})
         if paid_engines(recipe):
             write_atomic(scratch / "id", Run(folder, recipe).id)
-        ledger = ledger_file(recipe, folder).absolute()
+        ledger = Run(folder, recipe).ledger_file.absolute()
         with Run.open(_scratch_recipe(recipe, place, ledger), scratch) as run:
             judge(run, sample(run, 1))
             seconds = sum(run.stage(1, name).seconds() for name in ("sample", "teacher", "teacher-pool", "judge"))

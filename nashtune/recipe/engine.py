@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from typing import Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from nashtune.recipe.base import NEUTRAL, Section
 
@@ -59,3 +60,17 @@ class EngineSection(Section):
     """Seconds until a request is given up and tried again."""
     max_attempts: int = Field(default=6, ge=1, json_schema_extra=NEUTRAL)
     """Tries of one request before the run stops with an error."""
+
+    @field_validator("base_url")
+    @classmethod
+    def _plain_address(cls, value: str) -> str:
+        """An address is saved with the run and shown in reports, so it may carry no secret."""
+        url = urlsplit(value)
+        if url.scheme not in ("http", "https") or not url.hostname:
+            raise ValueError("accepted: http://HOST[:PORT]/PATH or https://HOST[:PORT]/PATH")
+        if "@" in url.netloc or url.query or url.fragment:
+            raise ValueError(
+                "it carries a user, a password, a query or a fragment, which would be saved with the run; accepted: the address "
+                "alone, and a key by api_key_env or api_key_file"
+            )
+        return value

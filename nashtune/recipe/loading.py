@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from pydantic import ValidationError
 from nashtune.errors import RecipeError
 from nashtune.recipe.base import Section
 from nashtune.recipe.recipe import Recipe
+
+SECRET_NAME = re.compile(r"(key|token|secret|password|authorization)$", re.IGNORECASE)
+URL_SECRETS = re.compile(r"(?<=://)[^/@\s]+(?=@)|(?<=[?#])\S+")
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -73,12 +77,25 @@ def _explain(where: str, error: Any) -> str:
     field = ".".join(str(p) for p in error["loc"]) or "recipe"
     if error["type"] == "extra_forbidden":
         accepted = _accepted_keys(error["loc"][:-1])
-        return f"{where}: {field}: unknown key (value {error['input']!r}); accepted keys: {', '.join(accepted)}"
+        return f"{where}: {field}: unknown key (value {_shown(field, error['input'])!r}); accepted keys: {', '.join(accepted)}"
     if error["type"] == "missing":
         return f"{where}: {field}: required, but missing"
     if error["type"] == "value_error" and not error["loc"]:
         return f"{where}: " + str(error["msg"]).removeprefix("Value error, ")
-    return f"{where}: {field}: {error['msg']} (received {error['input']!r})"
+    return f"{where}: {field}: {error['msg']} (received {_shown(field, error['input'])!r})"
+
+
+def _shown(field: str, value: Any) -> Any:
+    """A value as a message may repeat it: without what looks like a key, or an address's password or query."""
+    if isinstance(value, dict):
+        return {key: _shown(str(key), inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_shown(field, inner) for inner in value]
+    if not isinstance(value, str):
+        return value
+    if SECRET_NAME.search(field):
+        return "[hidden]"
+    return URL_SECRETS.sub("[hidden]", value) if "://" in value else value
 
 
 def _accepted_keys(location: Sequence[Any]) -> list[str]:

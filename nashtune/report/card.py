@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from nashtune.errors import StoreError
 from nashtune.objectives import OBJECTIVES
@@ -17,6 +16,7 @@ from nashtune.recipe import METHODS
 from nashtune.records import IterationSummary
 from nashtune.report import tables
 from nashtune.report.html import as_yaml, confidence_label, result_sentence
+from nashtune.report.templates import template
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 PAPER = "[arXiv 2404.03715](https://arxiv.org/abs/2404.03715)"
@@ -57,14 +57,7 @@ def model_card(data: CardInput) -> str:
     excerpt = as_yaml(_excerpt(data.recipe))
     longest = max((len(run) for run in re.findall("`+", excerpt)), default=0)
     # Markdown, not HTML: nothing is escaped, and nothing sampled or user-written but the recipe's settings goes in.
-    environment = Environment(
-        loader=PackageLoader("nashtune.report"),
-        autoescape=False,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template("model_card.md.j2").render(
+    return template("model_card.md.j2").render(
         data=data,
         recipe=data.recipe,
         front_matter=yaml.safe_dump(_front_matter(data), sort_keys=False, allow_unicode=True),

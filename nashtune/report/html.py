@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from nashtune.errors import StoreError
@@ -17,6 +16,7 @@ from nashtune.records import Finish, IterationSummary
 from nashtune.report import charts, tables
 from nashtune.report.health import JudgedStage, health_alarms, health_table
 from nashtune.report.tables import PAIR_KINDS, interval_range, percent, union
+from nashtune.report.templates import template
 
 CURVES = (
     ("loss", None),
@@ -267,14 +267,7 @@ def render_report(data: ReportInput) -> str:
     groups = tables.iteration_groups(summaries)
     dropped = tables.counts_group("Prompts and candidates that gave no pair", [s.dropped for s in summaries])
     defects = tables.counts_group("Defects of samples", [s.defects for s in summaries])
-    environment = Environment(
-        loader=PackageLoader("nashtune.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("report.html.j2").render(
+    page = template("report.html.j2").render(
         data=data,
         headline=result_sentence(summaries, data.best, data.recipe),
         details=details_sentence(data),

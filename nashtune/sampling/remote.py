@@ -9,7 +9,8 @@ from collections.abc import Generator, Sequence
 from typing import TypeAlias
 
 from nashtune.errors import OracleError, SamplingError
-from nashtune.judging.dispatch import ChatRequest, Dispatcher, Payer
+from nashtune.judging.chat import ChatRequest
+from nashtune.judging.dispatch import Dispatcher, Payer
 from nashtune.recipe import EngineSection
 from nashtune.records import Finish
 from nashtune.sampling.engine import Completion, Request, SamplingParams

@@ -8,7 +8,6 @@ import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -60,8 +59,7 @@ def ledger_of(run: Run) -> Ledger:
     """The run's ledger of paid calls: its own, or the recipe's, shared with other runs."""
     from nashtune.store.ledger import Ledger
 
-    shared = run.recipe.ledger
-    file = Path(shared).expanduser() if shared else run.folder / "ledger.sqlite"
+    file = run.ledger_file
     file.parent.mkdir(parents=True, exist_ok=True)
     return run.resource("ledger", lambda: run.hold(Ledger(file)))
 

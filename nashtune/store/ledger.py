@@ -13,13 +13,11 @@ Writes of calls that run side by side share one transaction, and so one wait for
 
 from __future__ import annotations
 
-import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -27,58 +25,8 @@ from typing import Any, Self, TypeVar
 
 from nashtune.errors import BudgetError, StoreError
 from nashtune.seeds import canonical_json
-
-APPLICATION_ID = 0x6E617368  # "nash", in the file's header: tells a ledger from any other SQLite file
-SCHEMA_VERSION = 2
-BUSY_SECONDS = 60.0
-WRITES_TOGETHER = 256
-
-# The derived columns stand before `reply`: SQLite then sums them without walking through the long replies.
-SCHEMA = """
-CREATE TABLE calls (
-    key TEXT PRIMARY KEY,
-    request TEXT NOT NULL,      -- canonical JSON: what was asked of whom, without message texts and secrets
-    planned_at REAL NOT NULL    -- Unix seconds
-);
-CREATE TABLE attempts (
-    key TEXT NOT NULL REFERENCES calls (key),
-    attempt INTEGER NOT NULL,   -- 1, 2, ...
-    state TEXT NOT NULL CHECK (state IN ('inflight', 'done', 'failed')),
-    run TEXT NOT NULL,          -- who pays
-    iteration INTEGER NOT NULL,
-    batch TEXT,                 -- id of the batch it travelled in
-    started_at REAL NOT NULL,
-    ended_at REAL,
-    reason TEXT,                -- why it failed
-    exposure REAL NOT NULL,     -- dollars it may cost at worst while no reply says what it did cost
-    input_price REAL NOT NULL,  -- dollars a token
-    cached_price REAL NOT NULL,
-    output_price REAL NOT NULL,
-    model TEXT AS (CASE WHEN json_valid(reply) THEN json_extract(reply, '$.model') END) STORED,
-    prompt_tokens INTEGER AS (CASE WHEN json_valid(reply) THEN json_extract(reply, '$.usage.prompt_tokens') END) STORED,
-    cached_tokens INTEGER AS
-        (CASE WHEN json_valid(reply) THEN json_extract(reply, '$.usage.prompt_tokens_details.cached_tokens') END) STORED,
-    completion_tokens INTEGER
-        AS (CASE WHEN json_valid(reply) THEN json_extract(reply, '$.usage.completion_tokens') END) STORED,
-    cost REAL AS ((prompt_tokens - coalesce(cached_tokens, 0)) * input_price + coalesce(cached_tokens, 0) * cached_price
-        + completion_tokens * output_price) STORED,
-    spent REAL AS (coalesce(cost, exposure)) STORED,
-    reply TEXT,                 -- body as received
-    PRIMARY KEY (key, attempt)
-);
-CREATE INDEX attempts_by_payer ON attempts (run, iteration, state, spent);
-CREATE TABLE facts (
-    name TEXT PRIMARY KEY,      -- what is known of an endpoint: the model it returned first, what it can do
-    value TEXT NOT NULL
-);
-CREATE TABLE batches (
-    tag TEXT PRIMARY KEY,       -- hash of the attempts in it, carried in the batch's metadata
-    id TEXT,                    -- the server's, once known
-    state TEXT NOT NULL CHECK (state IN ('planned', 'submitted', 'ended')),
-    attempts TEXT NOT NULL,     -- JSON: call key -> attempt
-    planned_at REAL NOT NULL
-);
-"""
+from nashtune.store import schema
+from nashtune.store.writer import Writer
 
 T = TypeVar("T")
 _Payer = tuple[str, int | None]
@@ -117,84 +65,27 @@ class Caps:
 NO_CAPS = Caps()
 
 
-class _Write:
-    """An operation waiting for the writer, and the future of its result."""
-
-    __slots__ = ("apply", "future", "outcome")
-
-    def __init__(self, apply: Callable[[sqlite3.Connection], Any]):
-        self.apply = apply
-        self.future: Future[Any] = Future()
-        self.future.set_running_or_notify_cancel()  # a caller that gives up must not stop the writer at set_result
-        self.outcome: Any = None
-
-
 class Ledger:
     """Paid calls in one SQLite file (WAL, synchronous=FULL); one writer thread here, SQLite's lock across processes.
-    Raises StoreError where the file is damaged, not a ledger, or stays locked longer than BUSY_SECONDS."""
+    Raises StoreError where the file is damaged, not a ledger, or stays locked longer than schema.BUSY_SECONDS."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._lock = threading.Lock()
-        self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
-        self._closed = False
         self._spent: dict[_Payer, float] = {}  # the writer's
-        self._db = self._connect()
+        self._writer = Writer(self.path, undone=self._spent.clear)
+        self._db = schema.connect(self.path)
         try:
-            self._prepare()
+            schema.prepare(self._db, self.path)
         except StoreError:
             self._db.close()
             raise
-
-    def _connect(self) -> sqlite3.Connection:
-        try:
-            return sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-        except sqlite3.Error as error:
-            raise StoreError(f"{self.path}: cannot open the ledger: {error}") from error
-
-    def _prepare(self) -> None:
-        with self._errors_named():
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                self._create_or_check()
-                self._db.execute("COMMIT")
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = FULL")
-
-    def _create_or_check(self) -> None:
-        db = self._db
-        (application,) = db.execute("PRAGMA application_id").fetchone()
-        (version,) = db.execute("PRAGMA user_version").fetchone()
-        (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        if (application, version, tables) == (0, 0, 0):
-            for statement in SCHEMA.split(";\n"):
-                db.execute(statement)
-            db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        elif (application, version) != (APPLICATION_ID, SCHEMA_VERSION):
-            raise StoreError(
-                f"{self.path}: not a ledger of this version: application id {application}, schema {version}; "
-                f"accepted: {APPLICATION_ID}, {SCHEMA_VERSION}"
-            )
 
     # ---- writes: each returns a future that is done when the change is on disk ----------------------------------------
 
     def write(self, apply: Callable[[sqlite3.Connection], T]) -> Future[T]:
         """Have the writer apply a change, in one transaction with others that wait. It must not touch the transaction."""
-        if self._closed:
-            raise StoreError(f"{self.path}: the ledger is closed")
-        write = _Write(apply)
-        with self._lock:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._serve, name="ledger", daemon=True)
-                self._thread.start()
-        self._queue.put(write)
-        return write.future
+        return self._writer.write(apply)
 
     def open_attempt(
         self, key: str, request: Mapping[str, Any], terms: Terms, caps: Caps | None = None
@@ -366,61 +257,12 @@ class Ledger:
             raise StoreError(f"{self.path}: ledger: integrity check says {row}")
 
     def _read(self, query: str, values: Any) -> Any:
-        with self._lock, self._errors_named():
+        with self._lock, schema.errors_named(self.path):
             return self._db.execute(query, values).fetchone()
-
-    # ---- the writer ------------------------------------------------------------------------------------------------------
-
-    def _serve(self) -> None:
-        db = self._connect()
-        db.execute("PRAGMA synchronous = FULL")
-        last = False
-        while not last:
-            writes = [self._queue.get()]
-            while len(writes) < WRITES_TOGETHER:
-                try:
-                    writes.append(self._queue.get_nowait())
-                except queue.Empty:
-                    break
-            last = None in writes
-            self._commit(db, [w for w in writes if w is not None])
-        db.close()
-
-    def _commit(self, db: sqlite3.Connection, writes: list[_Write]) -> None:
-        """Apply ``writes`` in one transaction; one that fails is undone alone."""
-        failed: dict[int, BaseException] = {}
-        try:
-            db.execute("BEGIN IMMEDIATE")
-            for number, write in enumerate(writes):
-                db.execute("SAVEPOINT one")
-                try:
-                    write.outcome = write.apply(db)
-                except (StoreError, BudgetError, sqlite3.IntegrityError) as error:
-                    db.execute("ROLLBACK TO one")
-                    self._spent.clear()
-                    failed[number] = error
-                db.execute("RELEASE one")
-            db.execute("COMMIT")
-        except sqlite3.Error as error:
-            if db.in_transaction:  # SQLite rolls back by itself on some errors (a full disk)
-                db.execute("ROLLBACK")
-            self._spent.clear()
-            whole = StoreError(f"{self.path}: ledger: {error}")
-            failed = dict.fromkeys(range(len(writes)), whole)
-        for number, write in enumerate(writes):
-            if number in failed:
-                write.future.set_exception(failed[number])
-            else:
-                write.future.set_result(write.outcome)
 
     def close(self) -> None:
         """Finish what waits to be written, and let go of the file."""
-        if self._closed:
-            return
-        self._closed = True
-        if self._thread is not None:
-            self._queue.put(None)
-            self._thread.join()
+        self._writer.close()
         self._db.close()
 
     def __enter__(self) -> Self:
@@ -430,10 +272,3 @@ class Ledger:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    @contextmanager
-    def _errors_named(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.Error as error:
-            raise StoreError(f"{self.path}: ledger: {error}") from error

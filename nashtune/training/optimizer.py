@@ -15,7 +15,8 @@ FUSED = {"cpu", "cuda"}
 
 def learning_rate(step: int, steps: int, peak: float, section: TrainSection) -> float:
     """Rate of step 0, 1, ... of ``steps``: ``warmup_steps`` equal rises to the peak, which the step after them
-    has; then constant, or down so that it would be 0 one step past the last."""
+    has; then constant, or down so that it would be 0 at ``step == steps``, one past the last, which is never asked for:
+    the last step's rate is peak / (steps - warmup_steps) by the linear schedule."""
     warmup = section.warmup_steps
     if step < warmup:
         return peak * (step + 1) / (warmup + 1)

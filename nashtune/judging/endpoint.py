@@ -1,0 +1,78 @@
+"""Where calls go: a server's address, the key to it, and a client."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import openai
+
+from nashtune.errors import OracleError
+from nashtune.recipe import EngineSection
+
+SHORTEST_SECRET = 16  # characters; a shorter key ("none", "EMPTY") is no secret and may be an ordinary word
+
+
+class Endpoint:
+    """An engine's server. ``url`` is its address without credentials, query and closing slash. Raises OracleError for an
+    address that is none, and where the key to a server other than this machine's is not there."""
+
+    def __init__(self, engine: EngineSection) -> None:
+        self._engine = engine
+        self.url, self._loopback = _public_url(engine.base_url)
+        self._api_key = self._read_api_key()
+
+    def client(self) -> openai.AsyncOpenAI:
+        return openai.AsyncOpenAI(
+            api_key=self._api_key,
+            base_url=self._engine.base_url,
+            max_retries=0,  # a POST that the SDK repeats could be billed twice without the ledger knowing
+            timeout=None,  # asyncio.timeout bounds the whole request, the SDK's only the gaps between bytes
+            http_client=openai.DefaultAsyncHttpxClient(trust_env=not self._loopback, timeout=None),
+        )
+
+    def _read_api_key(self) -> str:
+        if self._engine.api_key_file is not None:
+            try:
+                key = Path(self._engine.api_key_file).expanduser().read_text(encoding="utf-8").strip()
+            except OSError as error:
+                raise OracleError(f"engine.api_key_file: {self._engine.api_key_file}: {error.strerror}") from None
+            if not key:
+                raise OracleError(
+                    f"engine.api_key_file: {self._engine.api_key_file}: empty; accepted: a file with the key alone"
+                )
+            return key
+        if key := os.environ.get(self._engine.api_key_env, ""):
+            return key
+        if self._loopback:
+            return "none"
+        raise OracleError(f"{self.url}: {self.key_source()} is not set; it holds the API key")
+
+    def key_source(self) -> str:
+        """Where the key is looked for."""
+        file = self._engine.api_key_file
+        return (
+            f"the file {file} (engine.api_key_file)"
+            if file
+            else (f"the environment variable {self._engine.api_key_env} (engine.api_key_env)")
+        )
+
+    def redact(self, text: str) -> str:
+        """Servers may repeat the key they were given; it must reach neither the ledger nor a message."""
+        return text.replace(self._api_key, "[key]") if len(self._api_key) >= SHORTEST_SECRET else text
+
+
+def _public_url(base_url: str) -> tuple[str, bool]:
+    """The address without credentials, query and closing slash; whether it is this machine's. Raises OracleError."""
+    parts = urlsplit(base_url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise OracleError(f"engine.base_url is {base_url!r}; accepted: an address such as http://127.0.0.1:8000/v1")
+    url = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
+    if parts.hostname == "localhost":
+        return url, True
+    try:
+        return url, ipaddress.ip_address(parts.hostname).is_loopback
+    except ValueError:
+        return url, False
