@@ -53,6 +53,9 @@ class Recipe(Section):
     budget: BudgetSection = BudgetSection()
     ledger: str | None = Field(default=None, json_schema_extra=NEUTRAL)
     """A ledger file shared by several runs, so that none pays for what another bought; null keeps one in the run folder."""
+    shared: str | None = Field(default=None, json_schema_extra=NEUTRAL)
+    """A folder in which several runs leave their samples and judgments for each other, so that what one made from the same
+    inputs is not made again; null shares nothing."""
     health: HealthSection = Field(default=HealthSection(), json_schema_extra=NEUTRAL)
     scale: ScaleSection = ScaleSection()
 

@@ -9,7 +9,6 @@ from typing import Any
 from nashtune.judging.oracle import Oracle
 from nashtune.judging.registry import open_oracle, wants_all_at_once
 from nashtune.judging.teacher_wins import TeacherWins
-from nashtune.recipe import identity
 from nashtune.records import Judgment
 from nashtune.run import Run, Stage
 from nashtune.scale.local import Unit
@@ -17,7 +16,7 @@ from nashtune.seeds import seed_for
 from nashtune.stages.candidates import Candidates, Judgments, Units
 from nashtune.stages.endpoints import check_endpoints
 from nashtune.stages.health import health_of, stop_on_alarm
-from nashtune.stages.work import finish, once, resources_of, stage_units, unit_progress
+from nashtune.stages.work import finish, once, oracle_identity, resources_of, stage_units, unit_progress
 from nashtune.store import tables
 from nashtune.store.files import create_once
 from nashtune.together import together
@@ -49,7 +48,8 @@ def judge_stage(run: Run, candidates: Candidates) -> tuple[Stage, tuple[Any, ...
     """The stage that judges ``candidates``, what it is made from, and where its units go."""
     stage = run.stage(candidates.iteration, "validate-judge" if candidates.validation else "judge")
     section = run.recipe.judge(validation=candidates.validation)
-    inputs = (candidates.fingerprint, identity(section) if section else TeacherWins.name, run.recipe.seed)
+    judge_ = oracle_identity(run, section, candidates.iteration) if section else TeacherWins.name
+    inputs = (candidates.fingerprint, judge_, run.recipe.seed)
     return stage, inputs, stage_units(stage, inputs)
 
 

@@ -25,6 +25,7 @@ from nashtune.stages.work import (
     initial_fingerprint,
     ledger_of,
     once,
+    oracle_identity,
     payer_of,
     policy_of,
     resources_of,
@@ -68,7 +69,7 @@ def teacher_group(run: Run, iteration: int, name: str, part: PromptPart) -> Grou
     if isinstance(teacher, BestOfN):
         pool = draw(run, iteration, f"{name}-pool", part, 0, f"{name}-{iteration}", teacher.n, "teacher")
         source = pool.responses
-        inputs = (*inputs, source.key, identity(run.recipe.oracle), run.recipe.seed)
+        inputs = (*inputs, source.key, oracle_identity(run, run.recipe.oracle, iteration), run.recipe.seed)
     units = stage_units(stage, inputs)
 
     def teach() -> dict[str, Any]:
