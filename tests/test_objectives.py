@@ -101,6 +101,8 @@ WORKED: dict[str, list[tuple[dict[str, float], float]]] = {
         ({"eta": 0.4, "tau": 0.1, "alpha": 0.0, "offset": 1.0}, LN2),
     ],
     "dpo": [({"beta": 1.5}, 0.2014133)],
+    # [0.75 * 0.2014133 - 0.25 * 1.7014133] / 0.5
+    "robust-dpo": [({"beta": 1.5, "noise": 0.25}, -0.5485867), ({"beta": 1.5, "noise": 0.0}, 0.2014133)],
     "spin": [({"beta": 0.5}, 0.2014133)],
     # 2 (-10/5 + 14/7) - 1 = -1
     "simpo": [({}, math.log(1 + math.e)), ({"offset": 0.0}, LN2)],
@@ -194,6 +196,22 @@ def test_dno_with_hard_targets_is_dno_prct() -> None:
     torch.testing.assert_close(
         loss("dno-regularized", certain, soft=1).losses, loss("dno-regularized", certain).losses, rtol=0, atol=1e-12
     )
+
+
+def test_robust_dpo_without_noise_is_dpo_and_its_mean_over_flips_is_dpo() -> None:
+    given = random_terms()
+    torch.testing.assert_close(loss("robust-dpo", given, noise=0.0).losses, loss("dpo", given).losses)
+    right, flipped = (loss("robust-dpo", each, noise=0.2).losses for each in (given, swapped(given)))
+    torch.testing.assert_close(0.8 * right + 0.2 * flipped, loss("dpo", given).losses)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_robust_dpo_equals_trls(seed: int) -> None:
+    pytest.importorskip("trl")
+    from test_trl_equality import ours, trl_dpo
+
+    expected = trl_dpo("robust", seed, 0.3, label_smoothing=0.2)
+    assert ours("robust-dpo", seed, beta=0.3, noise=0.2).mean().item() == pytest.approx(expected, rel=1e-5, abs=1e-5)
 
 
 def test_dno_prct_at_the_first_iteration_is_dpo() -> None:

@@ -48,6 +48,13 @@ def regularized(q: Sides, terms: PairTerms, s: Settings) -> Tensor:
     return logistic(s["eta"] * q.difference - s["offset"], soft_target(terms) if s["soft"] else 1.0)
 
 
+def robust(q: Sides, _: PairTerms, s: Settings) -> Tensor:
+    """[-(1 - noise) log s(m) + noise log s(-m)] / (1 - 2 noise), m = beta D - offset: what -log s(m) is expected to be
+    without the flips, where a share ``noise`` of the verdicts is flipped."""
+    margin = s["beta"] * q.difference - s["offset"]
+    return ((1 - s["noise"]) * logistic(margin) - s["noise"] * logistic(-margin)) / (1 - 2 * s["noise"])
+
+
 def orpo(_: Sides, terms: PairTerms, s: Settings) -> Tensor:
     """-beta log s(log odds(w) - log odds(l)), odds = p / (1 - p) of the geometric mean probability p of a token."""
     log_odds = []
@@ -85,6 +92,16 @@ LOGISTIC: dict[str, Objective] = {
         lambda s: frozenset({"win_rates"} if s["soft"] else ()),
     ),
     "dpo": Objective("-log s(beta D), reference pi_0", "arXiv 2305.18290 eq. 7", hard, settings(0.1, 0.0), only("0")),
+    "robust-dpo": Objective(
+        "[-(1 - noise) log s(beta D) + noise log s(-beta D)] / (1 - 2 noise), reference pi_0",
+        "arXiv 2403.00409",
+        robust,
+        {
+            "noise": Setting(0.1, "Share of verdicts that are taken to be flipped.", least=0, most=0.49),
+            **settings(0.1, 0.0),
+        },
+        only("0"),
+    ),
     "spin": Objective(
         "-log s(beta D), reference pi_t; the chosen answer is the teacher's, unjudged",
         "arXiv 2401.01335 eq. 4.7",

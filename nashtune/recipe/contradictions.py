@@ -74,9 +74,14 @@ def _stages(recipe: Recipe) -> list[str]:
         found.append("oracle.guard.min_words is above oracle.guard.max_words")
     if recipe.validate_.select == "satisfied_and_good" and recipe.validation_oracle.kind != "rules":
         found.append("validate.select 'satisfied_and_good' needs oracle.kind (or validate.oracle.kind) 'rules'")
-    if unread := sorted(
-        recipe.pairs.model_fields_set & set(THRESHOLDS["paper"]) - set(THRESHOLDS.get(recipe.pairs.rule, ()))
-    ):
+    read, fields = THRESHOLDS.get(recipe.pairs.rule, ()), type(recipe.pairs).model_fields
+    unread = [
+        name
+        for name in THRESHOLDS["paper"]
+        if name not in read
+        and getattr(recipe.pairs, name) != fields[name].default  # a resolved recipe has all defaults
+    ]
+    if unread:
         names = ", ".join(f"pairs.{name}" for name in unread)
         found.append(f"pairs.rule {recipe.pairs.rule!r} does not read {names}; remove what is not read")
     return found
