@@ -30,7 +30,7 @@ class Play:
     equilibrium: Array
     policies: Array
     exploitability_average: Array
-    """[T+1]: of the mean of pi_1 ... pi_t; the last entry leaves pi_{T+1} out, so it repeats the mean of pi_1 ... pi_T."""
+    """[T+1]: after t iterations, of the mean of the t policies improved on, pi_1 ... pi_t; of pi_1 where t = 0."""
     exploitability_last: Array
     """[T+1]: of pi_t."""
     kl: Array
@@ -128,8 +128,8 @@ def measured(prompt: PromptGame, logs: Array, unattained: int = 0) -> Play:
     """The figures of a play from its log policies [T+1, n]."""
     policies = np.exp(logs)
     rates = policies @ prompt.matrix.T  # [T+1, n]: P(y beats pi_t)
-    means = np.cumsum(policies, axis=0) / np.arange(1, len(policies) + 1)[:, None]
-    means[-1] = means[-2]
+    sums = np.cumsum(policies[:-1], axis=0) / np.arange(1, len(policies))[:, None]
+    means = np.concatenate([policies[:1], sums])
     average = (means @ prompt.matrix.T).max(axis=1) - 0.5
     last = rates.max(axis=1) - 0.5
     kl = (policies[1:] * (logs[1:] - logs[:-1])).sum(axis=1)

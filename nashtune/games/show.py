@@ -140,7 +140,5 @@ def remarks(found: dict[str, Any]) -> list[str]:
             f"near its fixed point the error changes by a factor {found['contraction']:.6g} an iteration: it {means}"
         )
     if found["unattained"]:
-        said.append(
-            f"{found['unattained']} iterations had a loss without an attained minimiser: their policies depend on the 60 Newton steps taken"
-        )
+        said.append(f"in {found['unattained']} iterations the loss has no minimiser, so 60 Newton steps decided")
     return said
