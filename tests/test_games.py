@@ -187,22 +187,31 @@ def test_regularised_dno_converges_in_the_last_iterate(option: str, eta: float, 
 
 @pytest.mark.parametrize("option", ["I", "II"])
 def test_with_steps_too_large_the_regularised_options_cycle(option: str) -> None:
-    # The fixed point of option I attracts where eta > (tau^2 + omega^2) / (2 tau), and repels below.
-    matrix = builtin_game("rps", seed=0).prompts[0].matrix
+    # The fixed point of option I attracts where eta > (tau^2 + omega^2) / (2 tau), and repels below. Option II's edge is
+    # near: (1 - tau/eta)^2 (1 + omega^2 / eta^2) = 1 at eta = omega^2 / (2 tau) to first order in tau / omega, 0.07 here.
+    matrix, tau = builtin_game("rps", seed=0).prompts[0].matrix, 0.01
     initial = np.full(3, 1 / 3)
-    omega = known.rotation(matrix, known.regularized_equilibrium(matrix, TAU, initial))
-    edge = (TAU**2 + omega**2) / (2 * TAU)
-    assert known.contraction(matrix, TAU, edge, initial, "I") == pytest.approx(1, abs=1e-9)
-    small, large = 0.7 * edge, 1.5 * edge
-    assert (
-        known.contraction(matrix, TAU, small, initial, option)
-        > 1
-        > known.contraction(matrix, TAU, large, initial, option)
-    )
-    assert only(single(matrix), "dno-regularized", 2000, eta=small, tau=TAU, option=option).cycles
-    settled = only(single(matrix), "dno-regularized", 2000, eta=large, tau=TAU, option=option)
+    omega = known.rotation(matrix, known.regularized_equilibrium(matrix, tau, initial))
+    edge = (tau**2 + omega**2) / (2 * tau)
+    assert known.contraction(matrix, tau, edge, initial, "I") == pytest.approx(1, abs=1e-9)
+    small, large = 0.5 * edge, 1.5 * edge
+    assert known.contraction(matrix, tau, small, initial, option) > 1.003
+    assert known.contraction(matrix, tau, large, initial, option) < 0.998
+    # A factor of 1.003 grows 400-fold in 2000 iterations; 0.998^10000 is 2e-9, of which KL is the square.
+    assert only(single(matrix), "dno-regularized", 2000, eta=small, tau=tau, option=option).cycles
+    settled = only(single(matrix), "dno-regularized", 10_000, eta=large, tau=tau, option=option)
     assert not settled.cycles
     assert settled.kl[-1] < ROUNDING
+
+
+def test_option_two_close_to_tau_converges_where_option_one_does_not() -> None:
+    # With eta = tau the mixture is pi_0 whatever pi_t is, so option II stands still after one iteration.
+    matrix, initial = builtin_game("rps", seed=0).prompts[0].matrix, np.full(3, 1 / 3)
+    assert known.contraction(matrix, TAU, TAU, initial, "II") == 0
+    assert known.contraction(matrix, TAU, TAU, initial, "I") > 1
+    found = only(single(matrix), "dno-regularized", 3, eta=TAU, tau=TAU, option="II")
+    assert np.abs(np.diff(found.policies[1:], axis=0)).max() < ROUNDING
+    assert only(single(matrix), "dno-regularized", 2000, eta=TAU, tau=TAU, option="I").cycles
 
 
 def test_option_twos_gap_falls_like_one_over_eta() -> None:
@@ -300,7 +309,7 @@ def test_closed_forms_minimise_the_very_loss_that_trains_language_models(name: s
     rng = np.random.default_rng(seed)
     history = [np.log(rng.dirichlet(np.ones(5))) for _ in range(4)]
     prompt = PromptGame(random_matrix(5, seed), 1.0, np.exp(history[0]))
-    how = algorithm(name, 0.7, option=option if name == "dno-regularized" else None)
+    how = algorithm(name, None if name == "sft" else 0.7, option=option if name == "dno-regularized" else None)
     turn = turn_of(prompt, how, history)
     numeric, attained = population_step(how, turn)
     assert attained
@@ -476,8 +485,9 @@ def test_bad_matrices_are_refused_with_the_entry_and_what_is_accepted(data: obje
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--eta", "0"], "beta = 0; accepted: a number above 0"),
-        (["--eta", "nan"], "beta = nan; accepted: a number above 0"),
+        (["--eta", "0"], "eta (dno's beta) = 0; accepted: a number above 0"),
+        (["--eta=-1", "--algorithm", "inpo"], "eta = -1; accepted: a number above 0"),
+        (["--set", "beta=nan"], "beta = nan; accepted: a number above 0"),
         (["--algorithm", "dno-regularized", "--tau", "-1"], "tau = -1; accepted: a number at least 0"),
         (["--algorithm", "dno-regularized", "--eta", "0.1", "--tau", "0.2"], "accepted: tau at most eta"),
         (["--tau", "0.1"], "dno has no such setting; accepted: beta, alpha, offset, per_token"),
@@ -537,7 +547,7 @@ def test_the_command_prints_one_json_object_for_a_file_of_ours(tmp_path: Path) -
 
 def test_the_command_prints_a_table_and_draws(tmp_path: Path) -> None:
     for name in ("play.svg", "play.html"):
-        done = RUNNER.invoke(app, ["games", "--iterations", "60", "--plot", str(tmp_path / name)])
+        done = RUNNER.invoke(app, ["games", "--iterations", "200", "--plot", str(tmp_path / name)])
         assert done.exit_code == 0, done.output
     assert "the last iterate cycles" in done.output
     assert "bound (eq. 9)" in done.output

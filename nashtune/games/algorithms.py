@@ -101,11 +101,13 @@ def algorithm(
             continue
         if key not in settings:
             raise GameError(f"{flag} = {value:g}: {name} has no such setting; accepted: {_accepted(settings)}")
-        if given.get(key, value) != value:
+        if key in given and given[key] != value:
             raise GameError(f"{name}'s {key} is given twice, as {given[key]:g} and {value:g}; accepted: one value")
         given[key] = value
     for key, value in given.items():
-        _check(name, key, value, settings)
+        _check(
+            name, key, value, settings, label=f"eta ({name}'s {key})" if eta == value and key == scale != "eta" else key
+        )
     settings |= given
     if row is not None and (wrong := row.problem(settings)):
         raise GameError(f"{name}: {wrong}; received eta = {settings.get('eta')}, tau = {settings.get('tau')}")
@@ -118,14 +120,14 @@ def _accepted(settings: Mapping[str, float]) -> str:
     return ", ".join(settings) or "none"
 
 
-def _check(name: str, key: str, value: float, settings: Mapping[str, float]) -> None:
+def _check(name: str, key: str, value: float, settings: Mapping[str, float], label: str) -> None:
     if key not in settings:
         raise GameError(f"{key} = {value}: {name} has no such setting; accepted: {_accepted(settings)}")
     setting = OBJECTIVES[name].settings[key] if name != POPULATION else None
     above, least = (setting.above, setting.least) if setting else (0.0, None)
     if not np.isfinite(value) or (above is not None and value <= above) or (least is not None and value < least):
         bound = f"above {above:g}" if above is not None else f"at least {least:g}" if least is not None else "finite"
-        raise GameError(f"{key} = {value:g}; accepted: a number {bound}")
+        raise GameError(f"{label} = {value:g}; accepted: a number {bound}")
 
 
 # ---- one iteration -----------------------------------------------------------------------------------------------------
@@ -222,7 +224,7 @@ def _sppo(s: Mapping[str, float], turn: Turn) -> Array:
     low, high = -60.0 - float(np.abs(a).max()), 60.0 + float(np.abs(a).max())
     if excess(low) <= 0:  # r is 1/2 for all that mu plays
         return turn.sampler + a
-    return turn.sampler + ratio(brentq(excess, low, high, xtol=1e-14, rtol=1e-14))
+    return turn.sampler + ratio(float(brentq(excess, low, high, xtol=1e-14)))  # type: ignore[arg-type]
 
 
 CLOSED: dict[str, _Step] = {

@@ -143,20 +143,20 @@ def option_two_limit(matrix: Array, tau: float, eta: float, initial: Array) -> t
 def bradley_terry_scores(matrix: Array, initial: Array) -> Array:
     """Scores R [n], of mean 0 under ``initial``, that a reward model fitted to endless verdicts gives: the maximum
     likelihood of P(i beats j) = s(R_i - R_j) over pairs of independent draws from ``initial``, sum_j initial_j
-    (s(R_i - R_j) - P_ij) = 0, by Newton's method to 1e-10. Raises GameError where there is none: an action (or a group)
-    that always beats the rest has no finite score."""
+    (s(R_i - R_j) - P_ij) = 0, by Newton's method to 1e-12. Raises GameError where there is none: an action (or a group)
+    that always beats the rest has no finite score, and 25 nats from best to worst count as none."""
     scores = np.zeros(len(matrix))
     for _ in range(200):
         fitted = 1 / (1 + np.exp(-np.clip(scores[:, None] - scores, -700, 700)))
         gap = (fitted - matrix) @ initial
+        if np.ptp(scores) > 25:
+            break
         if np.abs(gap).max() < 1e-12:
             return scores - initial @ scores
         slope = fitted * (1 - fitted) * initial
         laplacian = np.diag(slope.sum(axis=1)) - slope
         step = np.linalg.lstsq(laplacian + np.outer(np.ones(len(matrix)), initial), gap, rcond=None)[0]
         scores = scores - step * min(1.0, 2.0 / np.abs(step).max())
-        if np.ptp(scores) > 30:
-            break
     raise GameError(
         "Bradley-Terry scores are not finite: some actions never lose to the others; accepted: other matrices"
     )

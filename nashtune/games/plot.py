@@ -35,7 +35,7 @@ def write_plot(played: Played, file: Path) -> None:
         head = tag("head", Markup('<meta charset="utf-8">'), tag("title", title))
         text = "<!doctype html>\n" + tag("html", head, tag("body", tag("h1", title), drawing), lang="en")
     else:
-        text = drawing.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+        text = str(drawing).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
     try:
         file.write_text(text + "\n")
     except OSError as error:

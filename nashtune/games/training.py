@@ -25,6 +25,7 @@ NEWTON_STEPS = 60
 NEWTON_TOLERANCE = 1e-9
 """Largest change of a logit (nats) in the last Newton step, after which the next would be about its square."""
 LONGEST_STEP = 4.0
+CURVATURE_FLOOR = 1e-10
 FAR_BELOW = -1e6
 
 
@@ -111,17 +112,22 @@ def population_step(how: Algorithm, turn: Turn) -> tuple[Array, bool]:
 
 
 def _newton_direction(loss: Loss, logits: Tensor) -> Tensor:
-    """-|H|^+ g [n], at most LONGEST_STEP: scaled by the diagonal first, as rare actions have tiny curvature."""
+    """-|H|^-1 g [n] without its mean (all logits moved alike change nothing), at most LONGEST_STEP.
+
+    Scaled by the diagonal first, as rare actions have tiny curvature; where there is next to none, by the gradient.
+    """
     point = logits.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(loss(point), point)
     hessian = torch.autograd.functional.hessian(loss, logits, vectorize=True)
-    diagonal = hessian.diagonal().abs()
-    scale = torch.where(diagonal > 1e-250, diagonal.clamp(min=1e-250).rsqrt(), 0.0)  # type: ignore[arg-type]
+    size = torch.maximum(hessian.diagonal().abs(), 1e-3 * gradient.abs())  # type: ignore[arg-type]
+    seen = size > 1e-250
+    scale = torch.where(seen, size.clamp(min=1e-250).rsqrt(), 0.0)
     values, vectors = torch.linalg.eigh(scale[:, None] * hessian * scale)
-    kept = values.abs() > 1e-11  # all logits moved alike change nothing: one zero eigenvalue
-    along = vectors.T @ (scale * gradient)
-    step = -scale * (vectors @ torch.where(kept, along / values.abs().clamp(min=1e-11), 0.0))
-    step = step - step.mean()
+    alike = torch.where(seen, size.clamp(min=1e-250).sqrt(), 0.0)
+    slope = scale * gradient
+    slope = slope - alike * (alike @ slope) / (alike @ alike)
+    step = -scale * (vectors @ ((vectors.T @ slope) / values.abs().clamp(min=CURVATURE_FLOOR)))
+    step = torch.where(seen, step - step[seen].mean(), 0.0)
     return step * min(1.0, LONGEST_STEP / max(float(step.abs().max()), 1e-300))
 
 
