@@ -561,4 +561,4 @@ def test_the_command_plays_contextual_games_by_sampling() -> None:
     command = ["games", "--game", "cyclic", "--prompts", "2", "--algorithm", "inpo", "--tau", "0.1", "--samples", "20"]
     found = json.loads(RUNNER.invoke(app, [*command, "--noise", "0.1", "--iterations", "5", "--json"]).output)
     assert [len(policy) for policy in found["policy_last"]] == [5, 5]
-    assert (found["samples"], found["noise"]) == (20, 0.1)
+    assert (found["samples"], found["noise"], found["cycles"]) == (20, 0.1, None)

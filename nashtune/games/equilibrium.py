@@ -13,7 +13,7 @@ from nashtune.games.matrices import Array
 
 def exploitability(matrix: Array, policy: Array) -> float:
     """max over actions y of P(y beats policy) - 1/2: 0 exactly for equilibria (von Neumann winners), at most 1/2."""
-    return float((matrix @ policy).max() - 0.5)
+    return float(((matrix - 0.5) @ policy).max())  # centred first: the policy's sum is 1 only up to rounding
 
 
 def equilibrium(matrix: Array) -> Array:

@@ -75,8 +75,9 @@ class Played:
         return 0.5 + eta * self.mean("kl")
 
     @property
-    def cycles(self) -> bool:
-        return any(p.cycles for p in self.plays)
+    def cycles(self) -> bool | None:
+        """Whether any prompt's last iterate cycles; None in sampled play, where noise alone makes a policy travel."""
+        return None if self.sampling else any(p.cycles for p in self.plays)
 
 
 def play(game: Game, how: Algorithm, iterations: int, sampling: Sampling | None = None, seed: int = 0) -> Played:
@@ -130,8 +131,7 @@ def measured(prompt: PromptGame, logs: Array, unattained: int = 0) -> Play:
     rates = policies @ prompt.matrix.T  # [T+1, n]: P(y beats pi_t)
     sums = np.cumsum(policies[:-1], axis=0) / np.arange(1, len(policies))[:, None]
     means = np.concatenate([policies[:1], sums])
-    average = (means @ prompt.matrix.T).max(axis=1) - 0.5
-    last = rates.max(axis=1) - 0.5
+    average, last = ((each @ (prompt.matrix - 0.5).T).max(axis=1) for each in (means, policies))
     kl = (policies[1:] * (logs[1:] - logs[:-1])).sum(axis=1)
     win_rate = (policies[1:] * rates[:-1]).sum(axis=1)
     found = equilibrium.equilibrium(prompt.matrix)

@@ -132,7 +132,7 @@ def print_play(played: Played) -> None:
 
 def remarks(found: dict[str, Any]) -> list[str]:
     """Sentences on what the figures mean."""
-    said = ["the last iterate cycles" if found["cycles"] else "the last iterate does not cycle"]
+    said = [] if found["cycles"] is None else [f"the last iterate {'cycles' if found['cycles'] else 'does not cycle'}"]
     if found["contraction"] is not None:
         key = scale_of(found["algorithm"])
         means = "converges" if found["contraction"] < 1 else f"cycles; a larger {key} converges"
