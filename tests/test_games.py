@@ -489,7 +489,11 @@ def test_bad_matrices_are_refused_with_the_entry_and_what_is_accepted(data: obje
         (["--eta=-1", "--algorithm", "inpo"], "eta = -1; accepted: a number above 0"),
         (["--set", "beta=nan"], "beta = nan; accepted: a number above 0"),
         (["--algorithm", "dno-regularized", "--tau", "-1"], "tau = -1; accepted: a number at least 0"),
-        (["--algorithm", "dno-regularized", "--eta", "0.1", "--tau", "0.2"], "accepted: tau at most eta"),
+        (
+            ["--algorithm", "dno-regularized", "--eta", "0.1", "--tau", "0.2"],
+            "tau = 0.2; accepted: at most eta, which is 0.1",
+        ),
+        (["--algorithm", "mnpo", "--set", "ratio=2"], "ratio"),
         (["--tau", "0.1"], "dno has no such setting; accepted: beta, alpha, offset, per_token"),
         (["--option", "II"], "accepted: I or II, with dno-regularized alone"),
         (["--algorithm", "dno-regularized", "--option", "2"], "option '2'"),

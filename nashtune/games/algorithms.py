@@ -109,8 +109,10 @@ def algorithm(
             name, key, value, settings, label=f"eta ({name}'s {key})" if eta == value and key == scale != "eta" else key
         )
     settings |= given
+    if settings.get("tau", 0.0) > settings.get("eta", np.inf):
+        raise GameError(f"tau = {settings['tau']:g}; accepted: at most eta, which is {settings['eta']:g}")
     if row is not None and (wrong := row.problem(settings)):
-        raise GameError(f"{name}: {wrong}; received eta = {settings.get('eta')}, tau = {settings.get('tau')}")
+        raise GameError(f"{name}: {wrong}")
     if option is not None and (name != "dno-regularized" or option not in ("I", "II")):
         raise GameError(f"option {option!r} with {name}; accepted: I or II, with dno-regularized alone")
     return Algorithm(name, settings, option or "I")
