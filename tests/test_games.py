@@ -163,12 +163,15 @@ PROMPT = RANDOM.prompts[0]
 STAR = known.regularized_equilibrium(PROMPT.matrix, TAU, PROMPT.initial)
 
 
-@pytest.mark.parametrize(("seed", "tau"), [(seed, tau) for seed in range(5) for tau in (1.0, 0.05, 0.01)])
+@pytest.mark.parametrize(("seed", "tau"), [(seed, tau) for seed in range(5) for tau in (1.0, 0.05, 0.001, 1e-6)])
 def test_regularised_equilibrium_is_the_fixed_point(seed: int, tau: float) -> None:
     matrix, initial = random_matrix(8, seed), np.random.default_rng(seed).dirichlet(np.ones(8))
     found = known.regularized_equilibrium(matrix, tau, initial)
     again = known.log_normalised(np.log(initial) + matrix @ found / tau)
-    assert np.abs(np.log(found) - again).max() <= 1e-8
+    # Rounding of P pi, some 1e-16, is divided by tau. Log probabilities below -700 have no float64 probability.
+    shown = again > -700
+    assert np.abs(np.log(found[shown]) - again[shown]).max() <= 1e-9 + 1e-14 / tau
+    assert found[~shown].max(initial=0.0) < 1e-300
     # No deviation gains in regularised preference, so exploitability is at most tau times the largest -log pi_0.
     assert known.exploitability(matrix, found) <= tau * -np.log(initial.min())
 

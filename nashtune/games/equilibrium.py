@@ -65,44 +65,41 @@ def log_normalised(logits: Array) -> Array:
 
 def regularized_equilibrium(matrix: Array, tau: float, initial: Array) -> Array:
     """The fixed point [n] of pi ~ initial * exp(P pi / tau), the equilibrium of preferences regularised by tau (in win
-    rate per nat): Newton's method on log pi, from a large tau down to this one. It is unique. Raises GameError where
-    rounding stops Newton's method short of 1e-9 nats (tau far too small)."""
+    rate per nat); it is unique. Newton's method on log pi follows it along its tangent from 1/tau = 0, where it is
+    ``initial``. Raises GameError where that stops short of this tau (rounding, at a tau far below 1e-3)."""
     start = np.log(initial)
-    logs, now = start, max(tau, 1.0)
-    while True:
-        logs, error = _newton_fixed_point(matrix, now, start, logs)
-        if now <= tau:
-            break
-        now = max(tau, now / 1.5)
-    if not error <= 1e-9:
-        raise GameError(
-            f"tau = {tau:g}: the regularised equilibrium was found only to {error:.1g} nats; use a larger tau"
-        )
+    logs, strength, step = start, 0.0, 1.0
+    while strength < 1 / tau:
+        rates, following = matrix @ np.exp(logs), min(strength + step, 1 / tau)
+        tangent = np.linalg.solve(_slope(matrix, strength, logs, np.exp(logs)), rates - np.exp(logs) @ rates)
+        guess: Array = logs + (following - strength) * tangent
+        tried = _newton_fixed_point(matrix, following, start, log_normalised(guess))
+        if tried is not None:
+            logs, strength, step = tried, following, 2 * step
+        elif (step := step / 4) < 1e-9 * max(strength, 1e-9):
+            reached = 1 / max(strength, 1e-9)
+            raise GameError(f"tau = {tau:g}: the regularised equilibrium is found down to tau = {reached:.2g} only")
     return np.exp(logs)
 
 
-def _newton_fixed_point(matrix: Array, tau: float, start: Array, logs: Array) -> tuple[Array, float]:
-    """(log pi, largest residual in nats) after Newton steps, halved while they do not lower the residual."""
+def _slope(matrix: Array, strength: float, logs: Array, image: Array) -> Array:
+    """d (u - log-normalised(log pi_0 + strength P exp(u))) / du [n, n] at u = ``logs``; ``image`` is exp of what is taken
+    away: d log-normalised(x) = (I - 1 image^T) dx."""
+    return np.eye(len(matrix)) - strength * (matrix - image @ matrix) * np.exp(logs)
 
-    def residual(u: Array) -> Array:
-        return u - log_normalised(start + matrix @ np.exp(u) / tau)
 
-    gap = residual(logs)
-    for _ in range(60):
-        policy = np.exp(log_normalised(logs))
-        # d log-normalised(x) = (I - 1 pi^T) dx, at the point that the map returns.
-        image = np.exp(logs - gap)
-        slope = np.eye(len(matrix)) - (matrix - image @ matrix) * policy / tau
-        step, length = np.linalg.solve(slope, gap), 1.0
-        while length > 1e-4:
-            trial = log_normalised(logs - length * step)
-            if np.abs(new := residual(trial)).max() < np.abs(gap).max():
-                break
-            length /= 2
-        else:
-            break
-        logs, gap = trial, new
-    return logs, float(np.abs(gap).max())
+def _newton_fixed_point(matrix: Array, strength: float, start: Array, logs: Array) -> Array | None:
+    """log pi one step after a residual of at most 1e-9 nats (or what rounding leaves of log probabilities of that size), so
+    with about its square; None where that is not reached."""
+    for _ in range(12):
+        gap = logs - log_normalised(start + strength * (matrix @ np.exp(logs)))
+        step = np.linalg.solve(_slope(matrix, strength, logs, np.exp(logs - gap)), gap)
+        if not np.abs(step[np.exp(logs) > 1e-12]).max(initial=0.0) < 8:
+            return None
+        logs = log_normalised(logs - step)
+        if np.abs(gap).max() <= 1e-9 + 1e-14 * strength:
+            return logs
+    return None
 
 
 def rotation(matrix: Array, policy: Array) -> float:

@@ -9,6 +9,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from nashtune.errors import GameError
 from nashtune.games import equilibrium
 from nashtune.games.algorithms import scale_of
 from nashtune.games.matrices import Array, Game
@@ -93,18 +94,25 @@ def _limit(played: Played, play: Play) -> Array | None:
 
 
 def _limits(played: Played) -> Any:
-    """The fixed point of the regularised algorithms, known without playing; None for the others."""
-    limits = [limit for p in played.plays if (limit := _limit(played, p)) is not None]
+    """The fixed point of the regularised algorithms, known without playing; None for the others, and where tau is so small
+    that rounding hides it."""
+    try:
+        limits = [limit for p in played.plays if (limit := _limit(played, p)) is not None]
+    except GameError:
+        return None
     return _policies(played.game, limits) if limits else None
 
 
 def _contraction(played: Played) -> float | None:
-    """The slowest prompt's factor; None for algorithms without the update it is known for."""
+    """The slowest prompt's factor; None for algorithms without the update it is known for, and as in _limits."""
     how, s = played.algorithm, played.algorithm.settings
     if how.name not in ("dno-regularized", "inpo") or not how.closed or not s["tau"]:
         return None
     prompts = [p.prompt for p in played.plays]
-    return max(equilibrium.contraction(p.matrix, s["tau"], s["eta"], p.initial, how.option) for p in prompts)
+    try:
+        return max(equilibrium.contraction(p.matrix, s["tau"], s["eta"], p.initial, how.option) for p in prompts)
+    except GameError:
+        return None
 
 
 def print_play(played: Played) -> None:
