@@ -72,8 +72,8 @@ def regularized_equilibrium(matrix: Array, tau: float, initial: Array) -> Array:
     while strength < 1 / tau:
         rates, following = matrix @ np.exp(logs), min(strength + step, 1 / tau)
         tangent = np.linalg.solve(_slope(matrix, strength, logs, np.exp(logs)), rates - np.exp(logs) @ rates)
-        guess: Array = logs + (following - strength) * tangent
-        tried = _newton_fixed_point(matrix, following, start, log_normalised(guess))
+        guess = log_normalised(np.asarray(logs + (following - strength) * tangent, dtype=np.float64))
+        tried = _newton_fixed_point(matrix, following, start, guess)
         if tried is not None:
             logs, strength, step = tried, following, 2 * step
         elif (step := step / 4) < 1e-9 * max(strength, 1e-9):
