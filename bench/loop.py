@@ -128,7 +128,7 @@ def train_native() -> Row:
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         objective = objective_section("dno-prct", alpha=0.0)
-        job = TrainJob(pairs, policy, policy, objective, settings, 5e-6, 0, 1, place / "work", place / "policy")
+        job = TrainJob(pairs, policy, {"t": policy}, objective, settings, 5e-6, 0, 1, place / "work", place / "policy")
         with Meter() as meter:
             result = train_policy(job)
     return meter.row(result.tokens) | {"mean_loss": round(result.metrics["loss"], 4)}

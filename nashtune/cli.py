@@ -121,6 +121,43 @@ def init(
 
 
 @app.command()
+def methods(
+    name: Annotated[str | None, typer.Argument(help="One method in full.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, or a list of them.")] = False,
+) -> None:
+    """The methods a recipe may name, what each needs and where it comes from; for one, its preset and its objective."""
+    with told():
+        from nashtune.catalog import method_facts, print_method, print_methods
+        from nashtune.recipe import METHODS
+
+        if as_json:
+            print(json.dumps(method_facts(name) if name else [method_facts(each) for each in METHODS], allow_nan=False))
+        elif name:
+            print_method(method_facts(name))
+        else:
+            print_methods()
+
+
+@app.command()
+def objectives(
+    name: Annotated[str | None, typer.Argument(help="One objective in full.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, or a list of them.")] = False,
+) -> None:
+    """The objectives a recipe may name: formula, source, settings, references."""
+    with told():
+        from nashtune.catalog import objective_facts, print_objective, print_objectives
+        from nashtune.objectives import OBJECTIVES
+
+        if as_json:
+            found = objective_facts(name) if name else [objective_facts(each) for each in OBJECTIVES]
+            print(json.dumps(found, allow_nan=False))
+        elif name:
+            print_objective(objective_facts(name))
+        else:
+            print_objectives()
+
+
+@app.command()
 def status(
     folder: RunFolder,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,

@@ -74,8 +74,8 @@ class Response:
     """One answer to one prompt, by the student (a policy of this run) or the teacher.
 
     ``token_ids`` are the tokens exactly as sampled, the end token included where it was sampled; they are never made
-    again from ``text``. ``logprobs`` maps a policy's name ("t" the sampler, "0" the initial policy) to
-    log p(tokens | prompt) in nats, summed over the response's tokens.
+    again from ``text``. ``logprobs`` maps a policy's name ("t" the sampler, "0" the initial policy, "mixture" a sampler mixed
+    of both) to log p(tokens | prompt) in nats, summed over the response's tokens.
     """
 
     id: str

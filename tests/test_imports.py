@@ -17,7 +17,7 @@ LAYERS = [
     ["store", "model", "prompt_sources", "prompt_sets", "prompt_dedupe"],
     ["run", "scale", "starter"],
     ["prompts", "sampling", "judging", "pairs", "training", "evaluate", "report"],
-    ["stages", "show"],
+    ["stages", "show", "catalog"],
     ["loop", "chat", "doctor", "planning", "games"],
     ["cli"],
 ]
@@ -82,6 +82,7 @@ FAST = [
     "pairs",
     "prompts",
     "show",
+    "catalog",
     "judging.rules",
     "judging.rubric",
     "judging.registry",

@@ -126,9 +126,11 @@ def _check(name: str, key: str, value: float, settings: Mapping[str, float], lab
     if key not in settings:
         raise GameError(f"{key} = {value}: {name} has no such setting; accepted: {_accepted(settings)}")
     setting = OBJECTIVES[name].settings[key] if name != POPULATION else None
-    above, least = (setting.above, setting.least) if setting else (0.0, None)
-    if not np.isfinite(value) or (above is not None and value <= above) or (least is not None and value < least):
+    above, least, most = (setting.above, setting.least, setting.most) if setting else (0.0, None, None)
+    low = (above is None or value > above) and (least is None or value >= least)
+    if not np.isfinite(value) or not low or (isinstance(most, (int, float)) and value > most):
         bound = f"above {above:g}" if above is not None else f"at least {least:g}" if least is not None else "finite"
+        bound += f" and at most {most:g}" if isinstance(most, (int, float)) else ""
         raise GameError(f"{label} = {value:g}; accepted: a number {bound}")
 
 

@@ -63,7 +63,7 @@ def pair_loss(how: Algorithm, turn: Turn, pairs: Pairs, population: bool) -> Los
 
     references = {name: fixed(values) for name, values in turn.references.items()}
     ones = fixed(np.ones(len(turn.matrix)))
-    scores = fixed(turn.scores) if "scores" in objective.needs else ones
+    scores = fixed(turn.scores) if "scores" in objective.needs(how.settings) else ones
     rates, versus = words(pairs.rates), words(pairs.versus)
     weights = extended(weights, 0.0)
 

@@ -156,7 +156,8 @@ class Estimator:
         for t in range(self.recipe.iterations + 1):
             if t >= 1:
                 prompts = self.work.parts[t - 1]
-                found.append(self._sampling(t, "sample", prompts, self.recipe.sampling.k))
+                models = 2 if self.recipe.sampling.mixture and t > 1 else 1
+                found.append(self._sampling(t, "sample", prompts, self.recipe.sampling.k, models))
                 found += self._teacher_rows(t, "teacher", prompts, self.train_texts)
                 judge = self.recipe.judge(validation=False)
                 found += self._judging(
@@ -176,10 +177,11 @@ class Estimator:
         judge = self.recipe.judge(validation=True)
         return rows + self._judging(t, "validate-judge", count, students, self.teachers, self.held_out_texts, judge)
 
-    def _sampling(self, t: int, stage: str, prompts: int, n: int) -> Row:
+    def _sampling(self, t: int, stage: str, prompts: int, n: int, models: int = 1) -> Row:
+        """``models`` are computed at each token; the measured rate is that of one."""
         tokens = prompts * n * self.student.tokens
         rate = self.measured.sampling_rate
-        return Row(t, stage, items=prompts, tokens=tokens, seconds=tokens / rate if rate else None)
+        return Row(t, stage, items=prompts, tokens=tokens, seconds=models * tokens / rate if rate else None)
 
     def _teacher_rows(self, t: int, stage: str, prompts: int, texts: Texts) -> list[Row]:
         teacher, rate = self.recipe.teacher, self.measured.teacher_rate

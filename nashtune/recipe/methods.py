@@ -30,7 +30,7 @@ METHODS: dict[str, Method] = {
         "Direct Nash Optimization as its experiments ran: large-margin pairs, the previous policy as reference, replay",
         "arXiv 2404.03715 algorithm 2",
         {"pairs": {"rule": "paper"}, "objective": {"name": "dno-prct"}, "replay": {"fraction": 0.3}},
-        "an oracle, a teacher",
+        "an oracle; the paper has a teacher",
     ),
     "dno-soft": Method(
         "DNO with the soft targets of eq. 8, on every difference",
@@ -52,24 +52,24 @@ METHODS: dict[str, Method] = {
             "replay": {"fraction": "all"},
             "train": {"start": "initial"},
         },
-        "an oracle, a teacher",
+        "an oracle; the paper has a teacher",
     ),
     "dno-regularized": Method(
         "DNO regularised towards the initial policy, option I: sampled from the policy itself",
-        "arXiv 2404.03715 algorithm 3",
+        "arXiv 2404.03715 algorithms 3 and 4, option I",
         {"pairs": {"rule": "paper"}, "objective": {"name": "dno-regularized"}, "replay": {"fraction": 0.3}},
-        "an oracle, a teacher",
+        "an oracle; the paper has a teacher",
     ),
     "dno-regularized-mixed": Method(
         "DNO regularised towards the initial policy, option II: sampled token by token from the mixture of both",
-        "arXiv 2404.03715 algorithm 4",
+        "arXiv 2404.03715 algorithms 3 and 4, option II",
         {
             "pairs": {"rule": "paper"},
             "objective": {"name": "dno-regularized", "eta": 0.1, "tau": 0.01},
             "sampling": {"mixture": 0.1},
             "replay": {"fraction": 0.3},
         },
-        "an oracle, a teacher",
+        "an oracle; the native engine; memory for two models; the paper has a teacher",
     ),
     "spin": Method(
         "SPIN: the teacher's answer over every sample of the policy, without judging",

@@ -14,7 +14,7 @@ DEFAULT_OBJECTIVE = "dno-prct"
 
 
 class ObjectiveSection(Section):
-    """What training minimises: a row of the objective table (`nashtune methods`) and its settings."""
+    """What training minimises: a row of the objective table (`nashtune objectives`) and its settings."""
 
     name: str
     """Name of the objective."""
@@ -38,7 +38,15 @@ def _section(name: str, row: Row) -> type[ObjectiveSection]:
 
 
 def _field(setting: Setting) -> Any:
-    return Field(default=setting.default, gt=setting.above, ge=setting.least, description=setting.meaning)
+    """Bounds by numbers are the field's; those by another setting are ``Objective.problem``'s."""
+    return Field(
+        default=setting.default,
+        gt=setting.above,
+        ge=setting.least,
+        le=None if isinstance(setting.most, str) else setting.most,
+        allow_inf_nan=False if isinstance(setting.default, float) else None,
+        description=setting.meaning,
+    )
 
 
 SECTIONS: dict[str, type[ObjectiveSection]] = {name: _section(name, row) for name, row in OBJECTIVES.items()}

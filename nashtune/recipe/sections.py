@@ -85,6 +85,10 @@ class SamplingSection(Section):
     """native: transformers model with continuous batching on this machine; scripted: deterministic text, no model."""
     policy: Literal["current", "initial"] = "current"
     """Whose answers are trained on: current is the policy of the iteration before, initial always pi_0 (offline methods)."""
+    mixture: float = Field(default=0.0, ge=0, le=1)
+    """Share m of pi_0 in the policy that is trained on: each token is drawn from the logits (1 - m) pi_t + m pi_0, which is
+    pi_t^(1-m) pi_0^m token by token (option II of the regularised algorithms; Nash-MD, IPO-MD); 0 is pi_t alone. Native
+    engine, and memory for both models. Validation always samples the policy itself."""
     k: int = Field(default=5, ge=1)
     """Answers per prompt (the paper's K)."""
     temperature: float = Field(default=0.7, ge=0)
@@ -195,9 +199,6 @@ class ValidateSection(Section):
     oracle: Oracle | None = None
     """Who judges the contest; null is the recipe's oracle. For methods whose own oracle is not to be believed
     (self-rewarding), or that train without one."""
-    against: Literal["ends", "all"] = "ends"
-    """ends: the initial policy, the previous one and the teacher; all: every earlier policy too, which gives the payoff
-    matrix of the iterates and an estimate of exploitability. Each policy adds its answers to the candidate set."""
     k: int = Field(default=1, ge=1)
     """Answers per prompt and policy."""
     confidence: float = Field(default=0.95, gt=0.5, lt=1)

@@ -46,8 +46,9 @@ def sample(run: Run, iteration: int) -> Candidates:
     """
     part = prompt_part(run, iteration)
     sampler = 0 if run.recipe.sampling.policy == "initial" else iteration - 1
+    k = run.recipe.sampling.k
     students, draw_them = drawing(
-        run, iteration, "sample", part, sampler, f"train-{iteration}", run.recipe.sampling.k, "student"
+        run, iteration, "sample", part, sampler, f"train-{iteration}", k, "student", mixed=True
     )
     teacher = teacher_group(run, iteration, "teacher", part)
     candidates = Candidates(iteration, part, (students, teacher) if teacher else (students,))

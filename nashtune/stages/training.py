@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from nashtune.errors import PairError
-from nashtune.objectives import reference_iteration
+from nashtune.objectives import WORDS, reference_iteration
 from nashtune.pairs import Dynamics, PairSet, build_pairs, replay
 from nashtune.progress import progress
 from nashtune.recipe import identity
@@ -83,6 +83,7 @@ def train(run: Run, iteration: int, pairs: Iterable[Pair]) -> Policy:
     recipe = run.recipe
     if recipe.objective.row.sides == 1:
         used = one_per_positive(used)
+    used, lacking = _told(run, iteration, used)
     stage = run.stage(iteration, "train")
     before = starting_policy(run, iteration)
     references = references_of(run, iteration)
@@ -118,10 +119,24 @@ def train(run: Run, iteration: int, pairs: Iterable[Pair]) -> Policy:
             "steps": result.steps,
             "tokens": result.tokens,
         }
-        facts |= {"pairs_trained": len(used)}
+        facts |= {"pairs_trained": len(used), "pairs_lacking": lacking}
         facts |= {"reference_seconds": result.reference_seconds, "peak_memory_gb": result.peak_memory_gb}
         stage.finish(inputs, {**facts, **result.metrics}, result.policy.fingerprint)
     return policy_of(run, iteration)
+
+
+def _told(run: Run, iteration: int, pairs: list[Pair]) -> tuple[list[Pair], int]:
+    """The pairs of which the oracle said all that the objective reads, and the number of the others. Raises PairError
+    where there are none of the first."""
+    objective = run.recipe.objective
+    words = [f"{WORDS[n]}_{side}" for n in objective.row.needs(objective.settings) for side in ("chosen", "rejected")]
+    told = [pair for pair in pairs if all(getattr(pair, word) is not None for word in words)]
+    if pairs and not told:
+        raise PairError(
+            f"iteration {iteration}: objective.name {objective.name!r} reads {', '.join(sorted(words))}, which none of the "
+            f"{len(pairs)} pairs has; accepted: an oracle that gives them (scores, or verdicts between the policy's samples)"
+        )
+    return told, len(pairs) - len(told)
 
 
 def starting_policy(run: Run, iteration: int) -> Policy:

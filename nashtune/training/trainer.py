@@ -19,7 +19,7 @@ from torch import Tensor
 from nashtune.errors import TrainingError
 from nashtune.model.allocator import freed_memory_kept
 from nashtune.model.loading import default_device, fingerprint
-from nashtune.objectives import PairTerms, Sides, preference_loss
+from nashtune.objectives import WORDS, PairTerms, Sides, preference_loss
 from nashtune.recipe import ObjectiveSection, TrainSection
 from nashtune.records import Policy
 from nashtune.seeds import content_hash, seed_for
@@ -319,10 +319,6 @@ def _finished(job: TrainJob, key: str) -> TrainResult | None:
     return TrainResult(policy=policy, **record["result"])
 
 
-WORDS_OF_ORACLE = {"win_rates": "r", "scores": "score", "versus_policy": "p"}
-"""What an objective may need, and how the pair's fields with it begin."""
-
-
 def _check_pairs(job: TrainJob) -> None:
     """Raises TrainingError where a pair lacks tokens, or a word of the oracle that the objective reads."""
     objective = job.objective.row
@@ -330,8 +326,8 @@ def _check_pairs(job: TrainJob) -> None:
         for name, ids in zip(("chosen_ids", "rejected_ids"), pair.answers(objective.sides)[1], strict=False):
             if not ids:
                 raise TrainingError(f"pair {pair.id}: {name} is empty; accepted: at least 1 token")
-        for need in sorted(objective.needs):
-            for name in (f"{WORDS_OF_ORACLE[need]}_{side}" for side in ("chosen", "rejected")):
+        for need in sorted(objective.needs(job.objective.settings)):
+            for name in (f"{WORDS[need]}_{side}" for side in ("chosen", "rejected")):
                 if getattr(pair, name) is None:
                     raise TrainingError(
                         f"pair {pair.id}: {name} is None, but objective.name {job.objective.name!r} reads {need}; accepted: "
