@@ -18,7 +18,7 @@ LAYERS = [
     ["run", "scale", "starter"],
     ["prompts", "sampling", "judging", "pairs", "training", "evaluate", "report"],
     ["stages", "show", "catalog"],
-    ["loop", "chat", "doctor", "planning"],
+    ["loop", "chat", "doctor", "planning", "games"],
     ["cli"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -94,6 +94,9 @@ FAST = [
     "evaluate.winrate",
     "report.html",
     "planning.plan",
+    "games.play",
+    "games.show",
+    "games.plot",
 ]
 
 
