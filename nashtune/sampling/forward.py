@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
+from inspect import signature
 from typing import Any
 
 import torch
@@ -23,10 +25,10 @@ def prefill(model: Any, prompts: Sequence[Sequence[int]], layout: PackedLayout) 
     out = model(
         ids,
         position_ids=layout.position_ids,
-        past_key_values=cache,
         use_cache=True,
         layout=layout,
         logits_to_keep=ends,
+        **_as_cache(model, cache),
     )
     return cache, out.logits[0]
 
@@ -35,7 +37,17 @@ def decode(model: Any, cache: SlotCache, tokens: Tensor, positions: Tensor, long
     """One step for rows 0..n-1: tokens [n] at ``positions`` [n], the greatest ``longest`` -> logits [n, V]."""
     cache.begin_step(positions, longest)
     ids, where = tokens[:, None], positions[:, None]
-    return model(ids, position_ids=where, past_key_values=cache, use_cache=True, layout=cache).logits[:, 0]
+    return model(ids, position_ids=where, use_cache=True, layout=cache, **_as_cache(model, cache)).logits[:, 0]
+
+
+def _as_cache(model: Any, cache: PromptCache | SlotCache) -> dict[str, Any]:
+    """The cache under the name that the model's forward pass gives it: transformers renamed it from 5.24 on."""
+    return {_cache_name(type(model)): cache}
+
+
+@lru_cache
+def _cache_name(model: type) -> str:
+    return "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
 
 
 def check_forward(model: Any) -> None:
