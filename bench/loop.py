@@ -109,7 +109,7 @@ def training_texts() -> list[dict[str, str]]:
 
 def train_native() -> Row:
     from nashtune.model.loading import render
-    from nashtune.recipe import ObjectiveSection, TrainSection
+    from nashtune.recipe import TrainSection, objective_section
     from nashtune.records import Message
     from nashtune.training.packing import TrainingPair
     from nashtune.training.trainer import TrainJob, train_policy
@@ -127,8 +127,8 @@ def train_native() -> Row:
     settings = TrainSection(batch_size=BATCH, learning_rate=5e-6, precision="autocast")
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        objective = ObjectiveSection(name="dno-prct", alpha=0.0)
-        job = TrainJob(pairs, policy, policy, objective, settings, 5e-6, 0, 1, place / "work", place / "policy")
+        objective = objective_section("dno-prct", alpha=0.0)
+        job = TrainJob(pairs, policy, {"t": policy}, objective, settings, 5e-6, 0, 1, place / "work", place / "policy")
         with Meter() as meter:
             result = train_policy(job)
     return meter.row(result.tokens) | {"mean_loss": round(result.metrics["loss"], 4)}

@@ -121,6 +121,43 @@ def init(
 
 
 @app.command()
+def methods(
+    name: Annotated[str | None, typer.Argument(help="One method in full.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, or a list of them.")] = False,
+) -> None:
+    """The methods a recipe may name, what each needs and where it comes from; for one, its preset and its objective."""
+    with told():
+        from nashtune.catalog import method_facts, print_method, print_methods
+        from nashtune.recipe import METHODS
+
+        if as_json:
+            print(json.dumps(method_facts(name) if name else [method_facts(each) for each in METHODS], allow_nan=False))
+        elif name:
+            print_method(method_facts(name))
+        else:
+            print_methods()
+
+
+@app.command()
+def objectives(
+    name: Annotated[str | None, typer.Argument(help="One objective in full.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, or a list of them.")] = False,
+) -> None:
+    """The objectives a recipe may name: formula, source, settings, references."""
+    with told():
+        from nashtune.catalog import objective_facts, print_objective, print_objectives
+        from nashtune.objectives import OBJECTIVES
+
+        if as_json:
+            found = objective_facts(name) if name else [objective_facts(each) for each in OBJECTIVES]
+            print(json.dumps(found, allow_nan=False))
+        elif name:
+            print_objective(objective_facts(name))
+        else:
+            print_objectives()
+
+
+@app.command()
 def status(
     folder: RunFolder,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
@@ -241,6 +278,55 @@ def fit_judge(
         print_judge(fit(out, sources, backbone, head, seed))
         print(f"wrote {out}")
         check_gate(out, min_accuracy)
+
+
+@app.command()
+def games(
+    matrix: Annotated[
+        Path | None, typer.Option(help='JSON file: rows of P(i beats j), or {"prompts": [{"weight", "matrix"}]}.')
+    ] = None,
+    game: Annotated[
+        str | None,
+        typer.Option(help="Built-in game: rps, cyclic, random-intransitive, condorcet, ties; cyclic-7 has 7 actions."),
+    ] = None,
+    prompts: Annotated[int | None, typer.Option(min=1, help="Several built-in matrices at once.")] = None,
+    algorithm: Annotated[str, typer.Option(help="An objective's name, or population (eq. 9 itself).")] = "dno",
+    eta: Annotated[
+        float | None, typer.Option(help="The objective's eta (dno: its beta, which is eq. 8's eta).")
+    ] = None,
+    tau: Annotated[float | None, typer.Option(help="Strength of the regularisation, for objectives with one.")] = None,
+    option: Annotated[str | None, typer.Option(help="I or II, of dno-regularized.")] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Another setting of the objective; repeatable."),
+    ] = None,
+    iterations: Annotated[int, typer.Option(help="Updates of the policy.")] = 200,
+    samples: Annotated[
+        int | None, typer.Option(help="Train on that many sampled actions per iteration, not on all pairs exactly.")
+    ] = None,
+    noise: Annotated[float | None, typer.Option(help="Share of verdicts turned, with --samples.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps per iteration, with --samples; 50.")] = None,
+    seed: Annotated[int, typer.Option(help="Decides built-in matrices and samples.")] = 0,
+    plot: Annotated[Path | None, typer.Option(help="Draw the play into a .svg or .html file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Play a preference matrix: an algorithm's iterates against the exact equilibrium."""
+    with told():
+        from nashtune.games import command
+        from nashtune.games.plot import check_plot, write_plot
+        from nashtune.games.show import print_play, to_dict
+
+        if plot is not None:
+            check_plot(plot)
+        how = command.algorithm(algorithm, eta, tau, option, command.settings(changes or []))
+        sampling = command.sampling(samples, noise, steps)
+        found = command.play(command.game(matrix, game, prompts, seed), how, iterations, sampling, seed)
+        if plot is not None:
+            write_plot(found, plot)
+        if as_json:
+            print(json.dumps(to_dict(found), allow_nan=False))
+        else:
+            print_play(found)
 
 
 @app.command()

@@ -47,3 +47,7 @@ class RunLockedError(NashtuneError):
 
 class DriftError(NashtuneError):
     """The recipe or an input changed under a run in a way that would change its results; fork instead."""
+
+
+class GameError(NashtuneError):
+    """A matrix game, an algorithm for it or a setting of one cannot be used."""

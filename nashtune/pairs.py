@@ -51,6 +51,8 @@ class Candidate:
     response: Response
     score: float | None
     r: float
+    p: float | None
+    """Estimated P(y beats pi_t)."""
 
     @property
     def value(self) -> float:
@@ -121,11 +123,18 @@ def every_difference(ranking: Ranking) -> Proposal:
     return Proposal(ranking.sound, ranking.candidates, lambda _: 0.0)
 
 
+def teacher_wins(ranking: Ranking) -> Proposal:
+    """SPIN: the teacher's answers over every answer of the student's, whatever their values."""
+    teachers = [c for c in ranking.sound if c.response.source == "teacher"]
+    return Proposal(teachers, [c for c in ranking.candidates if c.response.source == "student"], lambda _: 0.0)
+
+
 RULES: dict[str, Callable[[Ranking], Proposal]] = {
     "paper": paper,
     "restrictive": restrictive,
     "best_worst": best_worst,
     "all": every_difference,
+    "teacher_wins": teacher_wins,
 }
 
 
@@ -218,6 +227,8 @@ def _pair(positive: Candidate, negative: Candidate, iteration: int) -> Pair:
         score_chosen=positive.score,
         score_rejected=negative.score,
         iteration=iteration,
+        p_chosen=positive.p,
+        p_rejected=negative.p,
     )
 
 
@@ -246,12 +257,13 @@ def _candidates(prompt: Prompt, responses: Sequence[Response], judgment: Judgmen
 
     matrix = tuple(tuple(beats(a, b) for b in ordered) for a in ordered)
     ids = tuple(response.id for response in ordered)
-    rates = Judgment(judgment.prompt_id, ids, judgment.oracle, matrix=matrix).win_rates()
+    believed = Judgment(judgment.prompt_id, ids, judgment.oracle, matrix=matrix)
+    students = [i for i, response in enumerate(ordered) if response.source == "student"]
     # A win over automatic negatives alone is not the oracle's word on a sound candidate.
     words = scores if scored else judgment.win_rates()
     return [
-        Candidate(response, lowest if response.defects else scores[place[response.id]], r)
-        for response, r in zip(ordered, rates, strict=True)
+        Candidate(response, lowest if response.defects else scores[place[response.id]], r, p)
+        for response, r, p in zip(ordered, believed.win_rates(), believed.win_rates(students), strict=True)
         if r is not None and (response.defects or words[place[response.id]] is not None)
     ]
 
@@ -286,10 +298,12 @@ def _check(prompt: Prompt, responses: Sequence[Response], judgment: Judgment) ->
 
 def replay(section: ReplaySection, new_count: int, earlier: Sequence[Sequence[Pair]], seed: int) -> tuple[Pair, ...]:
     """Pairs of earlier iterations to train on again: of ``earlier[0]`` (iteration t-1) at most fraction * new_count, of
-    ``earlier[1]`` at most fraction * decay * new_count, and so on; chosen by a seed of each pair's id, no id twice."""
+    ``earlier[1]`` at most fraction * decay * new_count, and so on; chosen by a seed of each pair's id, no id twice. All of
+    them where the fraction is "all"."""
     chosen: dict[str, Pair] = {}
     for age, pairs in enumerate(earlier):
-        limit = math.floor(section.fraction * section.decay**age * new_count + TOLERANCE)
+        share = section.fraction
+        limit = len(pairs) if share == "all" else math.floor(share * section.decay**age * new_count + TOLERANCE)
         fresh = {pair.id: pair for pair in pairs if pair.id not in chosen}
         chosen |= {id_: fresh[id_] for id_ in heapq.nsmallest(limit, fresh, key=lambda id_: seed_for(seed, id_))}
     return tuple(chosen.values())

@@ -74,8 +74,8 @@ class Response:
     """One answer to one prompt, by the student (a policy of this run) or the teacher.
 
     ``token_ids`` are the tokens exactly as sampled, the end token included where it was sampled; they are never made
-    again from ``text``. ``logprobs`` maps a policy's name ("t" the sampler, "0" the initial policy) to
-    log p(tokens | prompt) in nats, summed over the response's tokens.
+    again from ``text``. ``logprobs`` maps a policy's name ("t" the sampler, "0" the initial policy, "mixture" a sampler mixed
+    of both) to log p(tokens | prompt) in nats, summed over the response's tokens.
     """
 
     id: str
@@ -149,19 +149,22 @@ class Judgment:
             return None
         return 0.5 if a == b else float(a > b)
 
-    def win_rates(self) -> tuple[float | None, ...]:
-        """r_t per candidate (Algorithm 2, line 5): its mean preference over the other candidates with a known verdict."""
+    def win_rates(self, among: Sequence[int] | None = None) -> tuple[float | None, ...]:
+        """r_t per candidate (Algorithm 2, line 5): its mean preference over the other candidates with a known verdict, or
+        over those of them whose places are ``among``."""
         n = len(self.response_ids)
         rates: list[float | None] = []
         for i in range(n):
-            known = [p for j in range(n) if j != i and (p := self.preference(i, j)) is not None]
+            others = (j for j in (range(n) if among is None else among) if j != i)
+            known = [p for j in others if (p := self.preference(i, j)) is not None]
             rates.append(sum(known) / len(known) if known else None)
         return tuple(rates)
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A clear win: ``chosen`` over ``rejected`` for one prompt. r are win rates in the candidate set, scores the judge's."""
+    """A clear win: ``chosen`` over ``rejected`` for one prompt. r are win rates in the candidate set, scores the judge's,
+    p estimates of P(y beats pi_t): mean preferences over the student's other answers, None where there are none."""
 
     id: str
     prompt_id: str
@@ -173,6 +176,8 @@ class Pair:
     score_chosen: float | None
     score_rejected: float | None
     iteration: int
+    p_chosen: float | None = None
+    p_rejected: float | None = None
 
     @property
     def margin(self) -> float:

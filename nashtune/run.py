@@ -28,7 +28,15 @@ from nashtune.errors import DriftError, StoreError
 from nashtune.recipe import Recipe, load_recipe
 from nashtune.records import Interval, IterationSummary
 from nashtune.seeds import content_hash
-from nashtune.store.files import digest_files, exclusive, read_json, remove_partials, write_atomic, write_json
+from nashtune.store.files import (
+    digest_files,
+    exclusive,
+    link_once,
+    read_json,
+    remove_partials,
+    write_atomic,
+    write_json,
+)
 
 # What decides the identity of samples already drawn; a rollback or fork cannot change it under kept iterations.
 FROZEN_SECTIONS = ("name", "seed", "policy", "prompts")
@@ -155,7 +163,8 @@ class Run:
     # ---- stage records ---------------------------------------------------------------------------------------------------
 
     def stage(self, iteration: int, name: str) -> Stage:
-        return Stage(self.iteration_folder(iteration), name)
+        shared = self.recipe.shared
+        return Stage(self.iteration_folder(iteration), name, Path(shared).expanduser() if shared else None)
 
     # ---- results ---------------------------------------------------------------------------------------------------------
 
@@ -242,12 +251,13 @@ class Run:
 
 
 class Stage:
-    """One stage of one iteration: its folder of units, and its record."""
+    """One stage of one iteration: its folder of units, and its record. ``shared`` is where runs leave units for each other."""
 
-    def __init__(self, iteration_folder: Path, name: str):
+    def __init__(self, iteration_folder: Path, name: str, shared: Path | None = None):
         self.folder = iteration_folder / name
         self.file = iteration_folder / f"{name}.json"
         self.name = name
+        self.shared = shared
 
     def done(self, *inputs: Any) -> bool:
         """Whether the stage is recorded as made from ``inputs``. Raises DriftError where it was made from others.
@@ -272,6 +282,22 @@ class Stage:
             return self.record()["key"]
         return content_hash(self.name, *inputs, length=10)
 
+    def borrow(self, inputs: Sequence[Any]) -> None:
+        """Take over the units that another run made from the same inputs, if runs share theirs."""
+        if self.shared is not None and not self.file.exists():
+            for file in self._exchange(inputs).glob("*.parquet"):
+                link_once(file, self.folder / file.name)
+
+    def lend(self, inputs: Sequence[Any]) -> None:
+        """Leave the units for other runs, if runs share theirs."""
+        if self.shared is not None:
+            for file in self.folder.glob(f"*-{self.key(inputs)}.parquet"):
+                link_once(file, self._exchange(inputs) / file.name)
+
+    def _exchange(self, inputs: Sequence[Any]) -> Path:
+        assert self.shared is not None
+        return self.shared / content_hash(self.name, *inputs)
+
     @contextmanager
     def clock(self) -> Iterator[Clock]:
         """Count this stage's seconds, those of interrupted attempts included."""
@@ -287,6 +313,7 @@ class Stage:
 
     def finish(self, inputs: Sequence[Any], facts: Mapping[str, Any], output: str | None = None) -> None:
         """Write the record, last of all."""
+        self.lend(inputs)
         write_json(
             self.file,
             {
@@ -357,10 +384,7 @@ def _summary(row: dict[str, Any]) -> IterationSummary:
 
 
 def _link(source: str, target: str) -> None:
-    try:
-        Path(target).hardlink_to(source)
-    except OSError:  # another file system, or one without hard links
-        shutil.copy2(source, target)
+    link_once(Path(source), Path(target))
 
 
 def runs_below(folder: Path) -> Iterator[Path]:

@@ -13,7 +13,8 @@ from tiny_chat import tiny_recipe
 from typer.testing import CliRunner
 
 from nashtune.cli import app
-from nashtune.recipe import load_recipe
+from nashtune.objectives import OBJECTIVES
+from nashtune.recipe import METHODS, load_recipe
 
 RUNNER = CliRunner()
 
@@ -90,9 +91,40 @@ def test_rollback_and_fork_from_the_command_line(run_folder: Path, tmp_path: Pat
     assert "in iteration 1 of 1" in RUNNER.invoke(app, ["status", str(tmp_path / "f")]).output
 
 
+def test_methods_are_listed_and_each_is_shown_in_full() -> None:
+    listed = RUNNER.invoke(app, ["methods"])
+    assert listed.exit_code == 0, listed.output
+    known = json.loads(RUNNER.invoke(app, ["methods", "--json"]).output)
+    assert [facts["name"] for facts in known] == list(METHODS)
+    for facts in known:
+        assert facts["name"] in listed.output
+        shown = RUNNER.invoke(app, ["methods", facts["name"]])
+        assert shown.exit_code == 0, shown.output
+        for text in (facts["summary"], facts["source"], facts["needs"], facts["objective"]["formula"]):
+            assert text in shown.output
+        preset = shown.output.partition("# the same as\n")[2].partition("\n\n")[0]
+        assert yaml.safe_load(preset) == facts["settings"] == METHODS[facts["name"]].settings
+        assert json.loads(RUNNER.invoke(app, ["methods", facts["name"], "--json"]).output) == facts
+
+
+def test_a_methods_objective_is_shown_as_the_preset_sets_it() -> None:
+    facts = json.loads(RUNNER.invoke(app, ["methods", "dno-regularized-mixed", "--json"]).output)["objective"]
+    assert facts["references"] == pytest.approx({"t": 0.9, "0": 0.1})
+    assert facts["settings"]["tau"]["value"] == 0.01
+    simpo = json.loads(RUNNER.invoke(app, ["objectives", "simpo", "--json"]).output)
+    assert (simpo["references"], simpo["settings"]["per_token"]["value"]) == ({}, True)
+    assert "(D - eta (score_w - score_l))^2" in RUNNER.invoke(app, ["objectives", "rebel"]).output
+    listed = RUNNER.invoke(app, ["objectives"]).output
+    rows = json.loads(RUNNER.invoke(app, ["objectives", "--json"]).output)
+    assert [row["name"] for row in rows] == list(OBJECTIVES)
+    assert all(name in listed for name in OBJECTIVES)
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
+        (["methods", "dpp"], "method 'dpp'; accepted: dno, "),
+        (["objectives", "dpp"], "objective 'dpp'; accepted: dno-prct, "),
         (["run", "none.yaml"], "none.yaml: no such recipe file"),
         (["plan", "none.yaml"], "none.yaml: no such recipe file"),
         (["status", "nowhere"], "not a run folder"),

@@ -12,13 +12,13 @@ ROOT = Path(__file__).parent.parent / "nashtune"
 # Each layer may import itself only where it is one file or one package, and whatever stands above it.
 LAYERS = [
     ["errors", "seeds", "progress", "environment", "together"],
-    ["records"],
+    ["records", "objectives"],
     ["recipe"],
     ["store", "model", "prompt_sources", "prompt_values", "prompt_sets", "prompt_dedupe"],
     ["run", "scale", "starter"],
     ["prompts", "sampling", "judging", "pairs", "training", "evaluate", "report"],
-    ["stages", "show"],
-    ["loop", "chat", "doctor", "planning"],
+    ["stages", "show", "catalog"],
+    ["loop", "chat", "doctor", "planning", "games"],
     ["cli"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -78,9 +78,11 @@ FAST = [
     "recipe",
     "run",
     "records",
+    "objectives",
     "pairs",
     "prompts",
     "show",
+    "catalog",
     "judging.rules",
     "judging.rubric",
     "judging.registry",
@@ -92,6 +94,9 @@ FAST = [
     "evaluate.winrate",
     "report.html",
     "planning.plan",
+    "games.play",
+    "games.show",
+    "games.plot",
 ]
 
 

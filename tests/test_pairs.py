@@ -63,7 +63,7 @@ def test_the_papers_rule_by_hand() -> None:
 def test_a_pair_carries_scores_win_rates_kind_and_content_id() -> None:
     pair = next(pair for pair in build(SIX).pairs if (pair.chosen_id, pair.rejected_id) == ("T", "e"))
     # T loses to a, ties with b, beats c, d and the automatic negative e, which itself counts as lowest: score 0, r 0.
-    assert pair == Pair(content_hash("T", "e"), PROMPT.id, "T", "e", "T>S", 3.5 / 5, 0.0, 5, 0.0, 2)
+    assert pair == Pair(content_hash("T", "e"), PROMPT.id, "T", "e", "T>S", 3.5 / 5, 0.0, 5, 0.0, 2, 3.5 / 5, 0.0)
 
 
 def test_every_kind_of_pair() -> None:

@@ -91,6 +91,27 @@ def test_each_iteration_has_the_stages_of_the_run(tmp_path: Path) -> None:
     assert all(row.seconds is None for row in rows), "no rate is made up"
 
 
+def test_an_unjudged_method_pays_for_validation_alone_and_for_its_own_judge(tmp_path: Path) -> None:
+    def rows(**changes: Any) -> dict[tuple[int, str], Any]:
+        return {(row.iteration, row.stage): row for row in make_plan(planned(tmp_path, **changes)).rows}
+
+    spin = rows(method="spin")
+    assert {key[1] for key, row in spin.items() if row.usd and "teacher" not in key[1]} == {"validate-judge"}
+    free = rows(method="spin", validate={"oracle": {"kind": "scripted"}})
+    assert not any(row.usd for (_, stage), row in free.items() if "judge" in stage)
+
+
+def test_two_models_take_twice_the_time_of_one_once_they_differ(tiny_folder: Path, tmp_path: Path) -> None:
+    from tiny_chat import tiny_recipe
+
+    raw = tiny_recipe(tiny_folder, sampling={"mixture": 0.1}) | {"folder": str(tmp_path / "runs")}
+    plan = make_plan(parse_recipe(raw), probe_prompts=2)
+    first, second = (row for row in plan.rows if row.stage == "sample")
+    assert first.seconds is not None
+    assert second.seconds == pytest.approx(2 * first.seconds)
+    assert second.tokens == first.tokens
+
+
 def test_other_judges_are_cheaper_or_dearer_as_they_should_be(tmp_path: Path) -> None:
     names = {a.name: a for a in make_plan(planned(tmp_path)).alternatives}
     assert names["as in the recipe"].usd_sync == pytest.approx(names["rubric, the paper's"].usd_sync)

@@ -346,7 +346,7 @@ def test_model_card() -> None:
     assert "Measured on 96 held-out prompts of the same kind" in text
     assert "arXiv 2404.03715" in text
     excerpt = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
-    assert excerpt["objective"] == {"name": "dno-prct", "beta": 0.1, "alpha": 0.005}
+    assert excerpt["objective"] == {"name": "dno-prct", "beta": 0.1, "alpha": 0.005, "offset": 0.0, "per_token": False}
     head, rule, *rows = [line for line in text.splitlines() if line.startswith("|")]
     assert {line.count("|") for line in (head, rule, *rows)} == {head.count("|")}
     code = text.split("```python\n")[1].split("```")[0]

@@ -1,5 +1,6 @@
 """Files that are whole or absent, units created once, records that survive the disk."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -28,7 +29,12 @@ JUDGMENT = Judgment(
     PROMPT.id, ("r1", "r2"), "rules", "unusable", "id2_score missing", (6.0, None), ((None, 0.25), (0.75, None)),
     {"good": (1.0, None)}, (1, 0), '{"id1_score": 6}', "m", "m-2024", Usage(10, 3, 0.5, 2),
 )  # fmt: skip
-PAIR = Pair("p1", PROMPT.id, "r1", "r2", "S>T", 0.8, 0.1, 6.0, None, 3)
+PAIR = Pair("p1", PROMPT.id, "r1", "r2", "S>T", 0.8, 0.1, 6.0, None, 3, 0.75, None)
+
+
+@pytest.mark.parametrize("kind", tables.SCHEMAS, ids=lambda kind: kind.__name__)
+def test_every_field_of_a_record_has_a_column(kind: type) -> None:
+    assert [f.name for f in dataclasses.fields(kind)] == tables.SCHEMAS[kind].names
 
 
 @pytest.mark.parametrize(

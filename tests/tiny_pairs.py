@@ -10,7 +10,7 @@ from tiny_chat import byte_tokenizer
 from tiny_models import tiny_model
 
 from nashtune.model.loading import fingerprint
-from nashtune.recipe import ObjectiveSection, TrainSection
+from nashtune.recipe import TrainSection, objective_section
 from nashtune.records import Policy
 from nashtune.training.packing import TrainingPair
 from nashtune.training.trainer import TrainJob
@@ -40,15 +40,19 @@ def learnable_pairs(count: int) -> list[TrainingPair]:
 def tiny_job(
     folder: Path, policy: Policy, pairs: list[TrainingPair], *, initial: Policy | None = None, **changes: Any
 ) -> TrainJob:
-    """A job of small batches; ``changes`` go to the train section, except objective, alpha, beta, learning_rate."""
-    objective = {key: changes.pop(key) for key in ("name", "alpha", "beta") if key in changes}
+    """A job of small batches, whose references other than "t" are ``initial``; ``changes`` go to the train section, except
+    name, alpha, beta, objective (further settings of it) and learning_rate."""
+    settings = {key: changes.pop(key) for key in ("name", "alpha", "beta") if key in changes}
+    objective = objective_section(**settings, **changes.pop("objective", {}))
     rate = changes.pop("learning_rate", 1e-3)
     section = {"batch_size": 4, "microbatch_tokens": 64, "precision": "float32", "checkpoint_steps": 2} | changes
     return TrainJob(
         pairs=pairs,
         policy=policy,
-        initial=initial or policy,
-        objective=ObjectiveSection(**objective),
+        references={
+            name: policy if name == "t" else initial or policy for name in objective.row.references(objective.settings)
+        },
+        objective=objective,
         train=TrainSection(**section),
         learning_rate=rate,
         seed=3,

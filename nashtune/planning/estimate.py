@@ -156,40 +156,59 @@ class Estimator:
         for t in range(self.recipe.iterations + 1):
             if t >= 1:
                 prompts = self.work.parts[t - 1]
-                found.append(self._sampling(t, "sample", prompts, self.recipe.sampling.k))
+                models = 2 if self.recipe.sampling.mixture and t > 1 else 1
+                found.append(self._sampling(t, "sample", prompts, self.recipe.sampling.k, models))
                 found += self._teacher_rows(t, "teacher", prompts, self.train_texts)
-                found += self._judging(t, "judge", prompts, self.recipe.sampling.k, self.teachers, self.train_texts)
+                judge = self.recipe.judge(validation=False)
+                found += self._judging(
+                    t, "judge", prompts, self.recipe.sampling.k, self.teachers, self.train_texts, judge
+                )
                 found.append(self._training(t))
             found += self._validation(t)
         return found
 
     def _validation(self, t: int) -> list[Row]:
-        """Held-out sets: this policy, from iteration 1 the initial one, from 2 the previous one, and the teacher."""
+        """Held-out sets: this policy, the earlier ones that it is compared with, and the teacher."""
         k, count = self.recipe.validate_.k, self.work.validation
         rows = [self._sampling(t, "validate-sample", count, k)]
         if t == 0:
             rows += self._teacher_rows(0, "validate-teacher", count, self.held_out_texts)
-        students = k * min(3, t + 1)
-        return rows + self._judging(t, "validate-judge", count, students, self.teachers, self.held_out_texts)
+        students = k * (1 + len(self.recipe.rivals(t)))
+        judge = self.recipe.judge(validation=True)
+        return rows + self._judging(t, "validate-judge", count, students, self.teachers, self.held_out_texts, judge)
 
-    def _sampling(self, t: int, stage: str, prompts: int, n: int) -> Row:
+    def _sampling(self, t: int, stage: str, prompts: int, n: int, models: int = 1) -> Row:
+        """``models`` are computed at each token; the measured rate is that of one."""
         tokens = prompts * n * self.student.tokens
         rate = self.measured.sampling_rate
-        return Row(t, stage, items=prompts, tokens=tokens, seconds=tokens / rate if rate else None)
+        return Row(t, stage, items=prompts, tokens=tokens, seconds=models * tokens / rate if rate else None)
 
     def _teacher_rows(self, t: int, stage: str, prompts: int, texts: Texts) -> list[Row]:
         teacher, rate = self.recipe.teacher, self.measured.teacher_rate
         if isinstance(teacher, BestOfN):
             pool = self._sampling(t, f"{stage}-pool", prompts, teacher.n)
-            return [pool, *self._judging(t, stage, prompts, teacher.n, 0, texts)]
+            return [pool, *self._judging(t, stage, prompts, teacher.n, 0, texts, self.recipe.oracle)]
         if isinstance(teacher, RemoteTeacher) and self.teacher is not None:
             bill = teacher_bill(teacher, texts, self.teacher.tokens)
             return self._paid(t, stage, prompts, [bill], prompts / rate if rate else None)
         return []
 
-    def _judging(self, t: int, stage: str, sets: int, students: int, teachers: int, texts: Texts) -> list[Row]:
-        bills = judge_bills(self.recipe.oracle, students, teachers, texts)
-        judged = self.measured.judged
+    def _judging(
+        self,
+        t: int,
+        stage: str,
+        sets: int,
+        students: int,
+        teachers: int,
+        texts: Texts,
+        judge: settings.Oracle | None,
+    ) -> list[Row]:
+        """Sets judged by ``judge``; by nobody (None), they take no time. What was measured is the recipe's oracle's."""
+        if judge is None:
+            return [Row(t, stage, items=sets, seconds=0.0)]
+        bills, judged = judge_bills(judge, students, teachers, texts), self.measured.judged
+        if judge != self.recipe.oracle:
+            return self._paid(t, stage, sets, bills, None)
         seconds = sets * judged.seconds if judged else None
         return self._paid(t, stage, sets, [bill.corrected(self.correction) for bill in bills], seconds)
 
@@ -210,7 +229,7 @@ class Estimator:
         recipe, work = self.recipe, self.work
         new = work.parts[t - 1] * self.pairs_per_prompt
         replay = recipe.replay
-        older = [replay.fraction * replay.decay**n for n in range(t - 1)]
+        older = [1.0 if replay.fraction == "all" else replay.fraction * replay.decay**n for n in range(t - 1)]
         prompt = sum(self.lengths.messages(p.messages) for p in work.sample) / len(work.sample)
         tokens = new * (1 + sum(older)) * (prompt + 2 * self.student.tokens) * recipe.train.epochs
         rate = self.measured.training_rate

@@ -89,7 +89,8 @@ def paid_engines(recipe: Recipe) -> list[EngineSection]:
     """The served models of a recipe: the judge's first, then the teacher's; those that are free of charge included."""
     from nashtune.judging.registry import parts_of
 
-    found = [engine for part in parts_of(recipe.oracle) if (engine := getattr(part, "engine", None)) is not None]
+    parts = (part for oracle in recipe.oracles for part in parts_of(oracle))
+    found = [engine for part in parts if (engine := getattr(part, "engine", None)) is not None]
     return [*found, recipe.teacher.engine] if isinstance(recipe.teacher, RemoteTeacher) else found
 
 

@@ -7,6 +7,8 @@ change when a run is resumed (they change speed or display, not results); all ot
 from nashtune.recipe.base import NEUTRAL, Rate, Section, identity
 from nashtune.recipe.engine import EngineSection, PriceSection
 from nashtune.recipe.loading import load_recipe, parse_recipe
+from nashtune.recipe.methods import METHODS, Method
+from nashtune.recipe.objectives import Objective, ObjectiveSection, objective_section
 from nashtune.recipe.oracles import (
     CascadeOracle,
     CompactOracle,
@@ -30,8 +32,6 @@ from nashtune.recipe.sections import (
     DefectsSection,
     HealthSection,
     LoraSection,
-    ObjectiveName,
-    ObjectiveSection,
     PairsSection,
     PolicySection,
     PromptsSection,
@@ -45,6 +45,7 @@ from nashtune.recipe.sections import (
 from nashtune.recipe.teachers import BestOfN, ColumnTeacher, NoTeacher, RemoteTeacher, ScriptedTeacher, Teacher
 
 __all__ = [
+    "METHODS",
     "NEUTRAL",
     "BestOfN",
     "BudgetSection",
@@ -57,8 +58,9 @@ __all__ = [
     "Guard",
     "HealthSection",
     "LoraSection",
+    "Method",
     "NoTeacher",
-    "ObjectiveName",
+    "Objective",
     "ObjectiveSection",
     "Oracle",
     "PairsSection",
@@ -89,5 +91,6 @@ __all__ = [
     "ValidationSplit",
     "identity",
     "load_recipe",
+    "objective_section",
     "parse_recipe",
 ]

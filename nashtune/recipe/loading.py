@@ -103,8 +103,13 @@ def _accepted_keys(location: Sequence[Any]) -> list[str]:
     sections: list[type[Section]] = [Recipe]
     for part in location:
         inside = [s for section in sections for s in _sections_in(_by_key(section).get(part))]
-        sections = inside or [s for s in sections if part in getattr(_by_key(s).get("kind"), "__args__", ())]
+        sections = inside or [s for s in sections if _is_member(s, part)]
     return sorted({key for section in sections for key in _by_key(section)})
+
+
+def _is_member(section: type[Section], tag: Any) -> bool:
+    """Whether a union's member goes by ``tag``: its ``kind``, or an objective's ``name``."""
+    return any(tag in getattr(_by_key(section).get(key), "__args__", ()) for key in ("kind", "name"))
 
 
 def _by_key(section: type[Section]) -> dict[str, Any]:

@@ -7,8 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from nashtune.recipe.base import NEUTRAL, Rate, Section
-
-ObjectiveName = Literal["dno", "dno-prct", "dpo", "sft"]
+from nashtune.recipe.oracles import Oracle
 
 
 class PolicySection(Section):
@@ -84,6 +83,12 @@ class SamplingSection(Section):
 
     engine: Literal["native", "scripted"] = "native"
     """native: transformers model with continuous batching on this machine; scripted: deterministic text, no model."""
+    policy: Literal["current", "initial"] = "current"
+    """Whose answers are trained on: current is the policy of the iteration before, initial always pi_0 (offline methods)."""
+    mixture: float = Field(default=0.0, ge=0, le=1)
+    """Share m of pi_0 in the policy that is trained on: each token is drawn from the logits (1 - m) pi_t + m pi_0, which is
+    pi_t^(1-m) pi_0^m token by token (option II of the regularised algorithms; Nash-MD, IPO-MD); 0 is pi_t alone. Native
+    engine, and memory for both models. Validation always samples the policy itself."""
     k: int = Field(default=5, ge=1)
     """Answers per prompt (the paper's K)."""
     temperature: float = Field(default=0.7, ge=0)
@@ -108,9 +113,10 @@ class SamplingSection(Section):
 class PairsSection(Section):
     """From verdicts to training pairs."""
 
-    rule: Literal["paper", "restrictive", "best_worst", "all"] = "paper"
+    rule: Literal["paper", "restrictive", "best_worst", "all", "teacher_wins"] = "paper"
     """paper: every positive with every negative a clear margin below; restrictive: the same, teacher's answer as
-    positive only; best_worst: the best with the worst; all: every ordered pair with a margin above 0."""
+    positive only; best_worst: the best with the worst; all: every ordered pair with a margin above 0; teacher_wins:
+    the teacher's answer with every sample of the policy, and the oracle is not asked (SPIN)."""
     positive_score: float = 5
     """Least score of a positive, for oracles that score."""
     margin: float = Field(default=2, gt=0)
@@ -133,21 +139,10 @@ class PairsSection(Section):
 class ReplaySection(Section):
     """Pairs of earlier iterations trained on again (not sampled again)."""
 
-    fraction: Rate = 0.3
-    """Pairs of iteration t-1, at most this share of the new pairs."""
+    fraction: Rate | Literal["all"] = 0.3
+    """Pairs of iteration t-1, at most this share of the new pairs; all: every pair of every earlier iteration."""
     decay: Rate = 0.5
     """Each step further back multiplies the share by this."""
-
-
-class ObjectiveSection(Section):
-    """What training maximises."""
-
-    name: ObjectiveName = "dno-prct"
-    """dno (eq. 8, soft targets), dno-prct (eq. 13), dpo (initial policy as reference) or sft (positives only)."""
-    beta: float = Field(default=0.1, gt=0)
-    """The paper's eta-tilde: scale of the log-ratio margin."""
-    alpha: float = Field(default=0.005, ge=0)
-    """Weight of the negative log-likelihood per token of the chosen answer."""
 
 
 class LoraSection(Section):
@@ -164,6 +159,9 @@ class LoraSection(Section):
 class TrainSection(Section):
     """How the policy is trained on an iteration's pairs."""
 
+    start: Literal["current", "initial"] = "current"
+    """Where each iteration's training starts: current is the policy of the iteration before; initial is pi_0 again, which is
+    then the reference "t" too (the policy and its reference must start equal)."""
     batch_size: int = Field(default=64, ge=1)
     """Pairs per optimizer step."""
     epochs: int = Field(default=1, ge=1)
@@ -198,6 +196,9 @@ class TrainSection(Section):
 class ValidateSection(Section):
     """The held-out contest after each iteration."""
 
+    oracle: Oracle | None = None
+    """Who judges the contest; null is the recipe's oracle. For methods whose own oracle is not to be believed
+    (self-rewarding), or that train without one."""
     k: int = Field(default=1, ge=1)
     """Answers per prompt and policy."""
     confidence: float = Field(default=0.95, gt=0.5, lt=1)

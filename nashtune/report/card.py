@@ -11,6 +11,8 @@ from typing import Any
 import yaml
 
 from nashtune.errors import StoreError
+from nashtune.objectives import OBJECTIVES
+from nashtune.recipe import METHODS
 from nashtune.records import IterationSummary
 from nashtune.report import tables
 from nashtune.report.html import as_yaml, confidence_label, result_sentence
@@ -18,24 +20,17 @@ from nashtune.report.templates import template
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 PAPER = "[arXiv 2404.03715](https://arxiv.org/abs/2404.03715)"
-METHODS = {
-    "dno": f"Direct Nash Optimization with soft targets, {PAPER}, equation 8",
-    "dno-prct": f"Direct Nash Optimization, {PAPER}, Algorithm 2",
-    "dpo": f"DPO against the initial policy, in the iterations of Direct Nash Optimization ({PAPER})",
-    "sft": f"supervised fine-tuning on preferred answers, in the iterations of Direct Nash Optimization ({PAPER})",
-}
 EXCERPT: Mapping[str, tuple[str, ...]] = {
     "policy": ("revision",),
     "teacher": ("kind", "n"),
-    "sampling": ("k", "temperature", "top_p", "top_k", "max_new_tokens"),
+    "sampling": ("policy", "mixture", "k", "temperature", "top_p", "top_k", "max_new_tokens"),
     "oracle": ("kind", "guard"),
     "pairs": ("rule", "positive_score", "margin", "student_margin", "max_per_prompt"),
     "replay": ("fraction", "decay"),
-    "objective": ("name", "beta", "alpha"),
-    "train": ("batch_size", "epochs", "learning_rate", "schedule", "warmup_steps", "lora"),
+    "train": ("start", "batch_size", "epochs", "learning_rate", "schedule", "warmup_steps", "lora"),
     "validate": ("k", "confidence", "select"),
 }
-"""What the card shows of the recipe; no prompts' source, server address or folder, which may be private."""
+"""What the card shows of the recipe besides its objective; no prompts' source, server address or folder, which may be private."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,16 +62,43 @@ def model_card(data: CardInput) -> str:
         recipe=data.recipe,
         front_matter=yaml.safe_dump(_front_matter(data), sort_keys=False, allow_unicode=True),
         headline=result_sentence(data.summaries, data.best, data.recipe),
-        method=METHODS[data.recipe["objective"]["name"]],
+        method=_method(data.recipe),
+        objective=_objective(data.recipe["objective"]["name"]),
         base=_base_name(data.recipe["policy"]["model"]),
-        oracle=_oracle(data.recipe["oracle"]),
-        teacher="" if data.recipe["teacher"]["kind"] == "none" else ", a teacher's answer among them",
+        sampler=_sampler(data.recipe["sampling"]),
+        judged=_judged(data.recipe),
         confidence=confidence_label(data.recipe),
         table=_results(summaries, data.best),
         limits=_limits(data, summaries),
         excerpt=excerpt,
         fence="`" * max(3, longest + 1),
     )
+
+
+def _method(recipe: Mapping[str, Any]) -> str:
+    """The method by name, or the loop that every recipe runs."""
+    if name := recipe.get("method"):
+        return f"`{name}`: {METHODS[name].summary} ({METHODS[name].source})"
+    return f"in the iterations of Direct Nash Optimization, {PAPER}, Algorithm 2"
+
+
+def _objective(name: str) -> str:
+    return f"`{name}`, {OBJECTIVES[name].formula} ({OBJECTIVES[name].source})"
+
+
+def _sampler(sampling: Mapping[str, Any]) -> str:
+    if sampling.get("policy") == "initial":
+        return "the initial model"
+    share = sampling.get("mixture")
+    return "the model of the iteration before" + (f", mixed with {share:g} of the initial one," if share else "")
+
+
+def _judged(recipe: Mapping[str, Any]) -> str:
+    """Who said which answers are better."""
+    if recipe["pairs"]["rule"] == "teacher_wins":
+        return "a teacher's answers counted as better than all of them, unjudged"
+    teacher = "" if recipe["teacher"]["kind"] == "none" else ", a teacher's answer among them"
+    return f"{_oracle(recipe['oracle'])} compared the answers{teacher}"
 
 
 def _front_matter(data: CardInput) -> dict[str, Any]:
@@ -110,6 +132,7 @@ def _excerpt(recipe: Mapping[str, Any]) -> dict[str, Any]:
         for section, keys in EXCERPT.items()
         if section in recipe
     }
+    shown["objective"] = dict(recipe["objective"])
     return {"seed": recipe["seed"], "iterations": recipe["iterations"]} | {k: v for k, v in shown.items() if v}
 
 
@@ -139,9 +162,11 @@ def _limits(data: CardInput, summaries: Sequence[IterationSummary]) -> list[str]
     prompts = f"{rate.n:,} held-out prompts" if rate else "held-out prompts"
     separate = data.recipe["prompts"]["validation"]["source"] is not None
     kind = "from a source of their own" if separate else "of the same kind as the training prompts"
+    other = data.recipe["validate"].get("oracle")
+    chose = "chose none of" if other or data.recipe["pairs"]["rule"] == "teacher_wins" else "also chose"
     found = [
-        f"Measured on {prompts} {kind}, by the oracle that also chose the training pairs "
-        f"({_oracle(data.recipe['oracle'])}). Another judge or another kind of prompt may say otherwise.",
+        f"Measured on {prompts} {kind}, by the oracle that {chose} the training pairs "
+        f"({_oracle(other or data.recipe['oracle'])}). Another judge or another kind of prompt may say otherwise.",
         f"This iteration was selected from {len(summaries)} by the same prompts, which flatters its figures slightly.",
         "Nothing was measured about safety, factual accuracy or languages beyond those prompts; the limits of the base "
         "model remain.",

@@ -13,34 +13,65 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nashtune.errors import ModelError, SamplingError
-from nashtune.model.attention import ATTENTION, Block, PackedLayout
+from nashtune.errors import SamplingError
+from nashtune.model.attention import Block, PackedLayout
 from nashtune.model.loading import Policy, end_token_ids, load_model, load_tokenizer
 from nashtune.sampling.engine import Completion, Request, SamplingParams
+from nashtune.sampling.forward import check_forward, decode, prefill
 from nashtune.sampling.nucleus import TokenSampler
 from nashtune.sampling.slots import PromptCache, SlotCache
 from nashtune.sampling.support import check_params, context_limit, refuse_unsupported
 
-TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
-
 
 def open_native(
-    policy: Policy, dtype: torch.dtype, slots: int = 40, device: torch.device | None = None
+    policy: Policy,
+    dtype: torch.dtype,
+    slots: int = 40,
+    device: torch.device | None = None,
+    far: tuple[Policy, float] | None = None,
 ) -> NativeEngine:
-    """Load ``policy`` for sampling. Raises ModelError where the engine and the model's plain forward pass disagree."""
+    """Load ``policy`` for sampling, with the share of a ``far`` policy that is mixed in, if any. Raises ModelError where the
+    engine and a model's plain forward pass disagree."""
     tokenizer = load_tokenizer(policy)
     model = load_model(policy, dtype, device)
-    engine = NativeEngine(model, tokenizer, end_token_ids(policy, tokenizer), slots=slots)
+    mixed = None if far is None else Mixture(load_model(far[0], dtype, device), far[1])
+    engine = NativeEngine(model, tokenizer, end_token_ids(policy, tokenizer), slots=slots, mixture=mixed)
     engine.check_against_plain_forward()
     return engine
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """A second model and its share m: tokens are drawn from the logits (1 - m) * first + m * second, the geometric mixture
+    of both policies token by token (option II of algorithms 3 and 4 of arXiv 2404.03715)."""
+
+    model: Any
+    share: float
+
+    def logits(self, first: Tensor, second: Tensor) -> Tensor:
+        """Both [N, V] -> [N, V]. In fp32: halves of bf16 logits are no bf16 numbers."""
+        return (1 - self.share) * first.float() + self.share * second.float()
+
+
+def _check_mixture(first: Any, mixture: Mixture) -> None:
+    refuse_unsupported(mixture.model)
+    mixture.model.eval()
+    if not 0 <= mixture.share <= 1:
+        raise SamplingError(f"mixture: {mixture.share}; accepted: from 0 to 1")
+    sizes = [model.get_input_embeddings().num_embeddings for model in (first, mixture.model)]
+    if sizes[0] != sizes[1]:
+        raise SamplingError(
+            f"mixture: vocabularies of {sizes[0]} and {sizes[1]} tokens; accepted: one vocabulary for both"
+        )
 
 
 class NativeEngine:
     """Samples from a model loaded with ``attention="nashtune"``; implements ``sample.engine.Engine``.
 
     ``slots``: sequences decoded together. ``prefill_tokens``: prompt tokens computed in one forward pass (a longer
-    prompt goes alone). ``on_tokens``: called after every step with the number of tokens sampled in it.
-    ``prefilled_tokens``: prompt tokens computed so far for requests.
+    prompt goes alone). ``on_tokens``: called after every step with the number of tokens sampled in it. ``mixture``: a
+    second model of the same vocabulary, computed beside the first at each step with its own keys and values; log-probs are
+    the mixture's. ``prefilled_tokens``: prompt tokens computed so far for requests.
     """
 
     def __init__(
@@ -52,11 +83,15 @@ class NativeEngine:
         slots: int = 40,
         prefill_tokens: int = 512,
         on_tokens: Callable[[int], None] | None = None,
+        mixture: Mixture | None = None,
     ):
         if slots < 1:
             raise SamplingError(f"slots: {slots}; accepted: 1 or more")
         refuse_unsupported(model)
+        if mixture is not None:
+            _check_mixture(model, mixture)
         self.model: Any = model.eval()
+        self.mixture = mixture
         self.tokenizer = tokenizer
         self.stop_token_ids = tuple(stop_token_ids)
         self.slots = slots
@@ -75,64 +110,34 @@ class NativeEngine:
         yield from _Run(self, requests, params).completions()
 
     def close(self) -> None:
-        """Let go of the model's memory."""
-        self.model = None
+        """Let go of the models' memory."""
+        self.model = self.mixture = None
+
+    @property
+    def models(self) -> list[Any]:
+        """The model, and the one mixed in, if any."""
+        return [self.model] if self.mixture is None else [self.model, self.mixture.model]
 
     @torch.inference_mode()
     def check_against_plain_forward(self) -> None:
-        """Compare prefill and decode, in rows of two lengths, with the model's own eager attention on a short text.
+        """Check each model's prefill and decode against its own forward pass; raises ModelError."""
+        for model in self.models:
+            check_forward(model)
 
-        Raises ModelError where the logits differ by more than rounding allows, as they would for an architecture whose
-        attention needs something that no layout of this engine carries.
-        """
-        vocabulary = self.model.config.get_text_config().vocab_size
-        generator = torch.Generator().manual_seed(0)
-        ids = torch.randint(vocabulary, (16,), generator=generator).to(self.model.device)
-        prompts = [ids[:12].tolist(), ids[:9].tolist()]
-        layout, cache, last = self.prefill(prompts)
-        slots = SlotCache(2, 16)
-        for row, (block, start) in enumerate(zip(layout.blocks, (0, 12), strict=True)):
-            slots.admit(torch.tensor([row], device=ids.device), cache, start, block.length)
-        ours, plain_at = [last], [11, 8]
-        for step in range(3):
-            positions = torch.tensor([12 + step, 9 + step], device=ids.device)
-            ours.append(self.decode(slots, ids[positions], positions, 12 + step))
-            plain_at += positions.tolist()
-        self.model.set_attn_implementation("eager")
-        try:
-            plain = self.model(ids[None], use_cache=False).logits[0, plain_at].float()
-        finally:
-            self.model.set_attn_implementation(ATTENTION)
-        error = ((torch.cat(ours).float() - plain).std() / plain.std()).item()
-        allowed = TOLERANCE[self.model.dtype]
-        if not error <= allowed:
-            raise ModelError(
-                f"{type(self.model).__name__}: logits of the native engine differ from the model's own forward pass by "
-                f"{error:.2g} of their spread; accepted for {self.model.dtype}: up to {allowed}"
-            )
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[PackedLayout, list[PromptCache], Tensor]:
+        """Compute prompts in one packed pass of each model -> layout, each model's keys and values, logits of each prompt's
+        last token [P, V]."""
+        layout = PackedLayout([Block(len(p)) for p in prompts], self.model.device)
+        caches, logits = zip(*(prefill(model, prompts, layout) for model in self.models), strict=True)
+        return layout, list(caches), self._mixed(logits)
 
-    def prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[PackedLayout, PromptCache, Tensor]:
-        """Compute prompts in one packed pass -> layout, keys and values, logits of each prompt's last token [P, V]."""
-        device = self.model.device
-        layout = PackedLayout([Block(len(p)) for p in prompts], device)
-        cache = PromptCache()
-        ends = torch.tensor([len(p) for p in prompts], device=device).cumsum(0) - 1
-        ids = torch.tensor([[i for p in prompts for i in p]], device=device)
-        out = self.model(
-            ids,
-            position_ids=layout.position_ids,
-            past_key_values=cache,
-            use_cache=True,
-            layout=layout,
-            logits_to_keep=ends,
-        )
-        return layout, cache, out.logits[0]
-
-    def decode(self, cache: SlotCache, tokens: Tensor, positions: Tensor, longest: int) -> Tensor:
+    def decode(self, caches: Sequence[SlotCache], tokens: Tensor, positions: Tensor, longest: int) -> Tensor:
         """One step for rows 0..n-1: tokens [n] at ``positions`` [n], the greatest ``longest`` -> logits [n, V]."""
-        cache.begin_step(positions, longest)
-        ids, where = tokens[:, None], positions[:, None]
-        return self.model(ids, position_ids=where, past_key_values=cache, use_cache=True, layout=cache).logits[:, 0]
+        each = zip(self.models, caches, strict=True)
+        return self._mixed([decode(model, cache, tokens, positions, longest) for model, cache in each])
+
+    def _mixed(self, logits: Sequence[Tensor]) -> Tensor:
+        return logits[0] if self.mixture is None else self.mixture.logits(logits[0], logits[1])
 
     def _check_requests(self, requests: Sequence[Request], params: SamplingParams) -> None:
         limit = context_limit(self.model.config.get_text_config())
@@ -154,10 +159,10 @@ class NativeEngine:
 
 @dataclass(frozen=True, slots=True)
 class _Prompt:
-    """A computed prompt: where its keys and values lie in its packed prefill."""
+    """A computed prompt: where its keys and values lie in its packed prefill, for each model."""
 
     request: Request
-    cache: PromptCache
+    caches: list[PromptCache]
     start: int
 
     @property
@@ -188,7 +193,7 @@ class _Run:
         self.stop_set = set(self.stop.tolist())
         self.sampler = TokenSampler(params)
         longest = max((len(r.token_ids) for r in self.queue), default=0)
-        self.cache = SlotCache(engine.slots, longest + params.max_new_tokens)
+        self.caches = [SlotCache(engine.slots, longest + params.max_new_tokens) for _ in engine.models]
         self.n = 0
         self.owners: list[_Sample | None] = [None] * engine.slots
         whole = {"dtype": torch.long, "device": self.device}
@@ -236,7 +241,7 @@ class _Run:
                 break
             requests.append(self.queue.popleft())
             samples += len(requests[-1].seeds)
-        layout, cache, logits = self.engine.prefill([r.token_ids for r in requests])
+        layout, caches, logits = self.engine.prefill([r.token_ids for r in requests])
         self.engine.prefilled_tokens += sum(block.length for block in layout.blocks)
         counts = torch.tensor([len(r.seeds) for r in requests], device=self.device)
         seeds = torch.tensor([seed for r in requests for seed in r.seeds], device=self.device)
@@ -245,7 +250,7 @@ class _Run:
         self._report(samples)
         start = 0
         for request, block in zip(requests, layout.blocks, strict=True):
-            prompt = _Prompt(request, cache, start)
+            prompt = _Prompt(request, caches, start)
             start += block.length
             for k in range(len(request.seeds)):
                 token, logprob = next(drawn)
@@ -256,7 +261,9 @@ class _Run:
 
     def _admit(self, newcomers: dict[int, _Sample]) -> None:
         for prompt, group in groupby(newcomers.items(), key=lambda item: item[1].prompt):
-            self.cache.admit(self._rows([row for row, _ in group]), prompt.cache, prompt.start, prompt.length)
+            into = self._rows([row for row, _ in group])
+            for cache, computed in zip(self.caches, prompt.caches, strict=True):
+                cache.admit(into, computed, prompt.start, prompt.length)
         rows, samples = self._rows(list(newcomers)), list(newcomers.values())
         for row, sample in newcomers.items():
             self.owners[row] = sample
@@ -277,7 +284,8 @@ class _Run:
         for source, target in zip(sources, targets, strict=True):
             self.owners[target] = self.owners[source]
         here, there = self._rows(sources), self._rows(targets)
-        self.cache.move(here, there, self.longest)
+        for cache in self.caches:
+            cache.move(here, there, self.longest)
         for state in (self.prompt_length, self.steps, self.seeds, self.answers, self.logprob):
             state[there] = state[here]
 
@@ -286,7 +294,7 @@ class _Run:
         n = self.n
         steps, logprob = self.steps[:n], self.logprob[:n]
         last = self.answers[:n].gather(1, steps[:, None] - 1)[:, 0]
-        logits = self.engine.decode(self.cache, last, self.prompt_length[:n] + steps - 1, self.longest)
+        logits = self.engine.decode(self.caches, last, self.prompt_length[:n] + steps - 1, self.longest)
         draw = self.sampler.draw(logits, self.seeds[:n], steps)
         self.answers[:n].scatter_(1, steps[:, None], draw.tokens[:, None])
         logprob += draw.logprobs

@@ -34,7 +34,8 @@ class Sampler:
     """Draws ``n`` answers per prompt from a policy.
 
     ``purpose`` keeps the random streams of training, validation and teacher samples apart; ``is_initial`` says that the
-    policy is the run's initial one, so that the log-prob under the sampler is also the one under policy "0".
+    policy is the run's initial one, so that the log-prob under the sampler is also the one under policy "0". ``far`` is
+    mixed into the policy's logits with the share ``sampling.mixture``; the log-prob under the mixture goes by "mixture".
     """
 
     policy: Policy | None
@@ -44,6 +45,7 @@ class Sampler:
     purpose: str
     source: Source = "student"
     is_initial: bool = False
+    far: Policy | None = None
 
     def key(self) -> str:
         """Samplers of one policy share its engine, whatever they sample for."""
@@ -53,7 +55,10 @@ class Sampler:
 
     @property
     def fingerprint(self) -> str:
-        return self.policy.fingerprint if self.policy else "scripted"
+        if self.policy is None:
+            return "scripted"
+        own = self.policy.fingerprint
+        return own if self.far is None else f"{own} with {self.sampling.mixture:g} of {self.far.fingerprint}"
 
     def identity(self) -> list[object]:
         """What decides the samples, besides the prompts."""
@@ -68,7 +73,8 @@ class Sampler:
         from nashtune.sampling.native import open_native
 
         assert self.policy is not None
-        engine = open_native(self.policy, pick_dtype(self.sampling.dtype), self.sampling.slots)
+        far = None if self.far is None else (self.far, self.sampling.mixture)
+        engine = open_native(self.policy, pick_dtype(self.sampling.dtype), self.sampling.slots, far=far)
         tokenizer = load_tokenizer(self.policy)
         ends = end_token_ids(self.policy, tokenizer) + stop_token_ids(tokenizer, self.sampling.stop_tokens)
         return Opened(engine, tokenizer, ends)
@@ -89,9 +95,8 @@ class Sampler:
         params = SamplingParams(section.temperature, section.top_p, section.top_k, section.max_new_tokens, opened.ends)
         by_place: dict[tuple[str, int], Response] = {}
         for done in opened.engine.generate(requests, params):
-            logprobs = {} if done.logprob is None else {"t": done.logprob}
-            if logprobs and self.is_initial:
-                logprobs["0"] = logprobs["t"]
+            names = ["mixture"] if self.far else ["t", "0"] if self.is_initial else ["t"]
+            logprobs = {} if done.logprob is None else dict.fromkeys(names, done.logprob)
             by_place[done.prompt_id, done.k] = Response(
                 id=content_hash("response", self.identity(), done.prompt_id, done.k),
                 prompt_id=done.prompt_id,

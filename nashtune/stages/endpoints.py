@@ -16,12 +16,13 @@ from nashtune.store.files import read_json, write_json
 FILE = "endpoints.json"
 
 
-def check_endpoints(run: Run, iteration: int) -> None:
-    """Probe the servers of the recipe's oracle that are not known yet. Raises OracleError where one lacks what its oracle
-    needs."""
+def check_endpoints(run: Run, iteration: int, oracle: recipe.Oracle | None) -> None:
+    """Probe the servers of ``oracle`` that are not known yet. Raises OracleError where one lacks what its oracle needs."""
+    if oracle is None:
+        return
     file = run.folder / FILE
     known: dict[str, Any] = read_json(file) if file.exists() else {}
-    for part, engine in _probed(run.recipe.oracle):
+    for part, engine in _probed(oracle):
         name = f"{engine.base_url} {engine.model}"
         if name not in known:
             known[name] = finish(_probe(run, iteration, engine))

@@ -59,12 +59,17 @@ def run_health(run: Run, iteration: int | None = None) -> list[StageHealth]:
         (t, name)
         for t in range(run.last_iteration() + 1)
         for name in STAGES
-        if run.stage(t, name).file.exists() and iteration in (None, t)
+        if iteration in (None, t) and _has_judge(run.stage(t, name))
     ]
     if iteration is not None and not found:
-        judged = [t for t in range(run.last_iteration() + 1) if any(run.stage(t, n).file.exists() for n in STAGES)]
+        judged = [t for t in range(run.last_iteration() + 1) if any(_has_judge(run.stage(t, n)) for n in STAGES)]
         raise StoreError(f"{run.folder}: no judgments of iteration {iteration}; accepted: {judged}")
     return [StageHealth(t, name, _health_on_disk(run, t, name)) for t, name in found]
+
+
+def _has_judge(stage: Stage) -> bool:
+    """Whether the stage is done and somebody judged in it (pairs.rule teacher_wins asks nobody)."""
+    return stage.file.exists() and "health" in stage.record()["facts"]
 
 
 def _health_on_disk(run: Run, iteration: int, name: str) -> JudgeHealth:

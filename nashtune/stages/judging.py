@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+from nashtune.judging.oracle import Oracle
 from nashtune.judging.registry import open_oracle, wants_all_at_once
-from nashtune.recipe import identity
+from nashtune.judging.teacher_wins import TeacherWins
 from nashtune.records import Judgment
 from nashtune.run import Run, Stage
 from nashtune.scale.local import Unit
@@ -15,7 +16,7 @@ from nashtune.seeds import seed_for
 from nashtune.stages.candidates import Candidates, Judgments, Units
 from nashtune.stages.endpoints import check_endpoints
 from nashtune.stages.health import health_of, stop_on_alarm
-from nashtune.stages.work import finish, once, resources_of, stage_units, unit_progress
+from nashtune.stages.work import finish, once, oracle_identity, resources_of, stage_units, unit_progress
 from nashtune.store import tables
 from nashtune.store.files import create_once
 from nashtune.together import together
@@ -33,14 +34,22 @@ def judge(run: Run, candidates: Candidates) -> Judgments:
     stage, inputs, units = judge_stage(run, candidates)
     once(stage, inputs, lambda: _judge_all(run, stage, candidates, units))
     judgments = Judgments(candidates, units)
-    stop_on_alarm(run, stage, judgments)
+    if not judged_by_none(run, candidates):
+        stop_on_alarm(run, stage, judgments)
     return judgments
+
+
+def judged_by_none(run: Run, candidates: Candidates) -> bool:
+    """Whether the sets' verdicts are given by the pair rule, so that there is no judge whose health could be asked about."""
+    return run.recipe.judge(validation=candidates.validation) is None
 
 
 def judge_stage(run: Run, candidates: Candidates) -> tuple[Stage, tuple[Any, ...], Units]:
     """The stage that judges ``candidates``, what it is made from, and where its units go."""
     stage = run.stage(candidates.iteration, "validate-judge" if candidates.validation else "judge")
-    inputs = (candidates.fingerprint, identity(run.recipe.oracle), run.recipe.seed)
+    section = run.recipe.judge(validation=candidates.validation)
+    judge_ = oracle_identity(run, section, candidates.iteration) if section else TeacherWins.name
+    inputs = (candidates.fingerprint, judge_, run.recipe.seed)
     return stage, inputs, stage_units(stage, inputs)
 
 
@@ -49,7 +58,7 @@ def _judge_all(run: Run, stage: Stage, candidates: Candidates, units: Units) -> 
     work = [Unit(index, part.file, units.file(index)) for index in range(part.units)]
     todo = [unit for unit in work if not unit.target.exists()]
     if todo:
-        check_endpoints(run, candidates.iteration)
+        check_endpoints(run, candidates.iteration, run.recipe.judge(validation=candidates.validation))
     title = f"iteration {candidates.iteration}: {stage.name}"
     with stage.clock() as tick, unit_progress(title, work, part) as advance:
 
@@ -74,7 +83,8 @@ async def judge_units(
 ) -> None:
     """Judge and commit units, each once it is ``ready``; ``done`` hears of the judgments made. Where one fails, what is in
     flight is finished first: it is paid for."""
-    oracle = open_oracle(run.recipe.oracle, resources_of(run, candidates.iteration))
+    section = run.recipe.judge(validation=candidates.validation)
+    oracle: Oracle = open_oracle(section, resources_of(run, candidates.iteration)) if section else TeacherWins()
     todo = (unit for unit in work)
 
     async def one(unit: Unit) -> None:
@@ -95,7 +105,7 @@ async def judge_units(
                 raise
 
     try:
-        at_once = len(work) if wants_all_at_once(run.recipe.oracle) else UNITS_AT_ONCE
+        at_once = len(work) if section and wants_all_at_once(section) else UNITS_AT_ONCE
         await together(one_after_another() for _ in range(min(at_once, len(work))))
     finally:
         await oracle.aclose()
@@ -117,9 +127,7 @@ def judgment_facts(run: Run, judgments: Judgments) -> dict[str, Any]:
             if judgment.outcome != "ok":
                 facts["unusable"] += 1
                 reasons[judgment.reason] += 1
-    return {
-        **facts,
-        "cost_usd": cost,
-        "unusable_reasons": dict(reasons.most_common(20)),
-        "health": health_of(run, judgments).to_dict(),
-    }
+    found = {**facts, "cost_usd": cost, "unusable_reasons": dict(reasons.most_common(20))}
+    if judged_by_none(run, judgments.candidates):
+        return found
+    return found | {"health": health_of(run, judgments).to_dict()}

@@ -27,11 +27,21 @@ def draw(run: Run, iteration: int, name: str, part: PromptPart, policy: int, pur
 
 
 def drawing(
-    run: Run, iteration: int, name: str, part: PromptPart, policy: int, purpose: str, n: int, label: str
+    run: Run,
+    iteration: int,
+    name: str,
+    part: PromptPart,
+    policy: int,
+    purpose: str,
+    n: int,
+    label: str,
+    *,
+    mixed: bool = False,
 ) -> tuple[Group, Callable[[Callable[[], str]], None]]:
-    """Where ``draw`` will commit its samples, and what draws them; called with a function to call after each unit."""
+    """Where ``draw`` will commit its samples, and what draws them; called with a function to call after each unit.
+    ``mixed``: from the policy mixed with the initial one, where the recipe says so."""
     stage = run.stage(iteration, name)
-    role = _sampler(run, policy, purpose, n, "student")
+    role = _sampler(run, policy, purpose, n, mixed)
     inputs = (part.fingerprint, role.identity())
     units = stage_units(stage, inputs)
     title = f"iteration {iteration}: {name}"
@@ -44,16 +54,18 @@ def drawing(
     return Group(label, units, scores), sample
 
 
-def _sampler(run: Run, policy: int, purpose: str, n: int, source: str) -> Sampler:
+def _sampler(run: Run, policy: int, purpose: str, n: int, mixed: bool) -> Sampler:
+    """Where ``mixed``, pi_0 is mixed in with the recipe's share; mixed with itself it is itself, so iteration 1 has none."""
     scripted = run.recipe.sampling.engine == "scripted"
+    far = policy_of(run, 0) if mixed and policy > 0 and run.recipe.sampling.mixture else None
     return Sampler(
         policy=None if scripted else policy_of(run, policy),
         sampling=run.recipe.sampling,
         n=n,
         seed=run.recipe.seed,
         purpose=purpose,
-        source="teacher" if source == "teacher" else "student",
         is_initial=policy == 0,
+        far=far,
     )
 
 
@@ -130,7 +142,11 @@ def _scoring(
     run: Run, iteration: int, name: str, part: PromptPart, responses: Units, known: bool
 ) -> tuple[Units | None, Callable[[], None]]:
     """Where those log-probs go, None where none are needed, and what computes them."""
-    if known or "0" not in oracle_needs(run.recipe.oracle) or run.recipe.sampling.engine == "scripted":
+    if (
+        known
+        or not any("0" in oracle_needs(oracle) for oracle in run.recipe.oracles)
+        or run.recipe.sampling.engine == "scripted"
+    ):
         return None, lambda: None
     stage = run.stage(iteration, name)
     role = Scorer(policy_of(run, 0), "0", run.recipe.sampling.dtype)

@@ -33,7 +33,7 @@ def judged_alongside(run: Run, candidates: Candidates) -> Iterator[Watch]:
     if not _worthwhile(run, candidates):
         yield lambda: ""
         return
-    check_endpoints(run, candidates.iteration)
+    check_endpoints(run, candidates.iteration, run.recipe.judge(validation=candidates.validation))
     judging = _Alongside(run, candidates)
     judging.thread.start()
     try:
@@ -48,12 +48,15 @@ def judged_alongside(run: Run, candidates: Candidates) -> Iterator[Watch]:
 
 def _worthwhile(run: Run, candidates: Candidates) -> bool:
     """Whether the judge mostly waits for a server, and has not judged already."""
-    parts = list(parts_of(run.recipe.oracle))
+    section = run.recipe.judge(validation=candidates.validation)
+    if section is None:
+        return False
+    parts = list(parts_of(section))
     stage, _, units = judge_stage(run, candidates)
     todo = not all(units.file(index).exists() for index in range(candidates.part.units))
     served = any(hasattr(part, "engine") or isinstance(part, recipe.PeopleOracle) for part in parts)
     served &= not any(isinstance(part, LOCAL) for part in parts)
-    served &= not judges_in_batches(run.recipe.oracle)  # one batch of all is better than one for each unit
+    served &= not judges_in_batches(section)  # one batch of all is better than one for each unit
     return served and todo and not stage.file.exists() and run.recipe.scale.overlap
 
 

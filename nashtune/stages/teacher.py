@@ -25,6 +25,7 @@ from nashtune.stages.work import (
     initial_fingerprint,
     ledger_of,
     once,
+    oracle_identity,
     payer_of,
     policy_of,
     resources_of,
@@ -39,13 +40,16 @@ Answers = Callable[[int, list[Prompt]], Awaitable[list[Response]]]
 
 
 def sample(run: Run, iteration: int) -> Candidates:
-    """K answers of policy pi_t-1 to iteration t's prompts, with the teacher's: the candidate sets to be judged.
+    """K answers of policy pi_t-1 (or of pi_0, if the recipe says so) to iteration t's prompts, with the teacher's: the
+    candidate sets to be judged.
 
     The teacher answers first, so that a judge behind a server can begin with the first finished unit of samples.
     """
     part = prompt_part(run, iteration)
+    sampler = 0 if run.recipe.sampling.policy == "initial" else iteration - 1
+    k = run.recipe.sampling.k
     students, draw_them = drawing(
-        run, iteration, "sample", part, iteration - 1, f"train-{iteration}", run.recipe.sampling.k, "student"
+        run, iteration, "sample", part, sampler, f"train-{iteration}", k, "student", mixed=True
     )
     teacher = teacher_group(run, iteration, "teacher", part)
     candidates = Candidates(iteration, part, (students, teacher) if teacher else (students,))
@@ -65,12 +69,12 @@ def teacher_group(run: Run, iteration: int, name: str, part: PromptPart) -> Grou
     if isinstance(teacher, BestOfN):
         pool = draw(run, iteration, f"{name}-pool", part, 0, f"{name}-{iteration}", teacher.n, "teacher")
         source = pool.responses
-        inputs = (*inputs, source.key, identity(run.recipe.oracle), run.recipe.seed)
+        inputs = (*inputs, source.key, oracle_identity(run, run.recipe.oracle, iteration), run.recipe.seed)
     units = stage_units(stage, inputs)
 
     def teach() -> dict[str, Any]:
         if source is not None:
-            check_endpoints(run, iteration)
+            check_endpoints(run, iteration, run.recipe.oracle)
         return finish(_teach(run, iteration, stage, part, units, source))
 
     once(stage, inputs, teach)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from nashtune.errors import PairError
+from nashtune.objectives import WORDS, reference_iteration
 from nashtune.pairs import Dynamics, PairSet, build_pairs, replay
 from nashtune.progress import progress
 from nashtune.recipe import identity
@@ -79,13 +80,17 @@ def train(run: Run, iteration: int, pairs: Iterable[Pair]) -> Policy:
     """pi_t+1 from pi_t by one contrastive step over new and replayed pairs (eq. 13, or the recipe's objective)."""
     new = list(pairs)
     used = [*new, *replayed_pairs(run, iteration, len(new))]
-    stage = run.stage(iteration, "train")
-    before, initial = policy_of(run, iteration - 1), policy_of(run, 0)
     recipe = run.recipe
+    if recipe.objective.row.sides == 1:
+        used = one_per_positive(used)
+    used, lacking = _told(run, iteration, used)
+    stage = run.stage(iteration, "train")
+    before = starting_policy(run, iteration)
+    references = references_of(run, iteration)
     inputs = (
         content_hash([pair.id for pair in used]),
         before.fingerprint,
-        initial.fingerprint,
+        {name: policy.fingerprint for name, policy in references.items()},
         identity(recipe.objective),
         recipe.train.model_dump(mode="json", exclude={"checkpoint_steps", "learning_rate"}),
         recipe.learning_rate(iteration),
@@ -96,9 +101,9 @@ def train(run: Run, iteration: int, pairs: Iterable[Pair]) -> Policy:
 
         engine_of(run).release()
         job = TrainJob(
-            pairs=tuple(_with_tokens(run, used, initial)),
+            pairs=tuple(_with_tokens(run, used, policy_of(run, 0))),
             policy=before,
-            initial=initial,
+            references=references,
             objective=recipe.objective,
             train=recipe.train,
             learning_rate=recipe.learning_rate(iteration),
@@ -109,10 +114,52 @@ def train(run: Run, iteration: int, pairs: Iterable[Pair]) -> Policy:
         )
         with stage.clock() as tick, _step_progress(job, tick) as on_step:
             result = train_policy(job, on_step)
-        facts = {"replayed": len(used) - len(new), "steps": result.steps, "tokens": result.tokens}
+        facts = {
+            "replayed": sum(pair.iteration < iteration for pair in used),
+            "steps": result.steps,
+            "tokens": result.tokens,
+        }
+        facts |= {"pairs_trained": len(used), "pairs_lacking": lacking}
         facts |= {"reference_seconds": result.reference_seconds, "peak_memory_gb": result.peak_memory_gb}
         stage.finish(inputs, {**facts, **result.metrics}, result.policy.fingerprint)
     return policy_of(run, iteration)
+
+
+def _told(run: Run, iteration: int, pairs: list[Pair]) -> tuple[list[Pair], int]:
+    """The pairs of which the oracle said all that the objective reads, and the number of the others. Raises PairError
+    where there are none of the first."""
+    objective = run.recipe.objective
+    words = [f"{WORDS[n]}_{side}" for n in objective.row.needs(objective.settings) for side in ("chosen", "rejected")]
+    told = [pair for pair in pairs if all(getattr(pair, word) is not None for word in words)]
+    if pairs and not told:
+        raise PairError(
+            f"iteration {iteration}: objective.name {objective.name!r} reads {', '.join(sorted(words))}, which none of the "
+            f"{len(pairs)} pairs has; accepted: an oracle that gives them (scores, or verdicts between the policy's samples)"
+        )
+    return told, len(pairs) - len(told)
+
+
+def starting_policy(run: Run, iteration: int) -> Policy:
+    """What iteration t's training starts from: pi_t-1, or pi_0 again where the recipe says so (DNO-Lookahead)."""
+    return policy_of(run, 0 if run.recipe.train.start == "initial" else iteration - 1)
+
+
+def references_of(run: Run, iteration: int) -> dict[str, Policy]:
+    """The policies that the objective's references name in iteration t. "t" is what training starts from, so that policy
+    and reference start equal."""
+    objective = run.recipe.objective
+    return {
+        name: starting_policy(run, iteration) if name == "t" else policy_of(run, reference_iteration(name, iteration))
+        for name in objective.row.references(objective.settings)
+    }
+
+
+def one_per_positive(pairs: Iterable[Pair]) -> list[Pair]:
+    """Each positive once, by its first pair, for objectives that do not read negatives."""
+    first: dict[str, Pair] = {}
+    for pair in pairs:
+        first.setdefault(pair.chosen_id, pair)
+    return list(first.values())
 
 
 @contextmanager
@@ -152,4 +199,6 @@ def _with_tokens(run: Run, pairs: list[Pair], initial: Policy) -> Iterator[Train
             r_rejected=pair.r_rejected,
             score_chosen=pair.score_chosen,
             score_rejected=pair.score_rejected,
+            p_chosen=pair.p_chosen,
+            p_rejected=pair.p_rejected,
         )

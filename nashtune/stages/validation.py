@@ -54,11 +54,8 @@ def validate(run: Run, iteration: int) -> IterationSummary:
 def held_out(run: Run, iteration: int) -> Candidates:
     """The held-out candidate sets of an iteration: its policy's answers and those it is compared with."""
     part = validation_part(run)
-    groups = []
-    if iteration >= 1:
-        groups.append(draw(*_answers(run, 0, "initial")))
-    if iteration >= 2:
-        groups.append(draw(*_answers(run, iteration - 1, "previous")))
+    rivals = run.recipe.rivals(iteration)
+    groups = [draw(*_answers(run, rival, "previous" if rival else "initial")) for rival in rivals]
     if teacher := teacher_group(run, 0, "validate-teacher", part):
         groups.append(teacher)
     policy, draw_it = drawing(*_answers(run, iteration, "policy"))

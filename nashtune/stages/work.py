@@ -12,6 +12,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nashtune.progress import Advance, progress
+from nashtune.recipe import Oracle, SelfOracle, identity
 from nashtune.records import Policy
 from nashtune.run import Run, Stage
 from nashtune.scale.local import LocalEngine, Role, Unit
@@ -27,7 +28,8 @@ T = TypeVar("T")
 
 
 def stage_units(stage: Stage, inputs: Sequence[Any]) -> Units:
-    """Where a stage with these inputs commits its units."""
+    """Where a stage with these inputs commits its units; those that another run has made already lie there."""
+    stage.borrow(inputs)
     return Units(stage.folder, stage.key(inputs))
 
 
@@ -81,6 +83,15 @@ def resources_of(run: Run, iteration: int) -> Resources:
         payer=lambda: payer_of(run, iteration),
         policy=lambda: policy_of(run, max(0, iteration - 1)),
     )
+
+
+def oracle_identity(run: Run, section: Oracle, iteration: int) -> Any:
+    """What decides the verdicts of an oracle that judges in ``iteration``: its settings, and the policy where that judges."""
+    from nashtune.judging.registry import parts_of
+
+    if any(isinstance(part, SelfOracle) for part in parts_of(section)):
+        return [identity(section), policy_of(run, max(0, iteration - 1)).fingerprint]
+    return identity(section)
 
 
 def initial_fingerprint(run: Run) -> str:

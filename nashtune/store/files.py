@@ -42,6 +42,18 @@ def create_once(path: Path, data: bytes) -> bool:
     return True
 
 
+def link_once(source: Path, target: Path) -> bool:
+    """Give a finished file a second name, by hard link, or as a copy where that cannot be. False: ``target`` exists."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        return False
+    except OSError:  # another file system, or one without hard links
+        return create_once(target, source.read_bytes())
+    return True
+
+
 def write_json(path: Path, value: Any) -> None:
     write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 

@@ -34,7 +34,7 @@ SCHEMAS: dict[type, pa.Schema] = {
     Pair: pa.schema(
         {"id": _TEXT, "prompt_id": _TEXT, "chosen_id": _TEXT, "rejected_id": _TEXT, "kind": _TEXT}
         | dict.fromkeys(("r_chosen", "r_rejected", "score_chosen", "score_rejected"), _REAL)
-        | {"iteration": _INT}
+        | {"iteration": _INT, "p_chosen": _REAL, "p_rejected": _REAL}
     ),
     LogProb: pa.schema({"response_id": _TEXT, "policy": _TEXT, "logprob": _REAL}),
 }

@@ -23,7 +23,8 @@ Answers = tuple[Sequence[int], Sequence[Sequence[int]]]
 
 @dataclass(frozen=True, slots=True)
 class TrainingPair:
-    """A pair as training needs it: token ids as sampled (never made again from text), win rates and scores."""
+    """A pair as training needs it: token ids as sampled (never made again from text), win rates, scores and estimates of
+    P(y beats pi_t)."""
 
     id: str
     prompt_ids: tuple[int, ...]
@@ -34,6 +35,8 @@ class TrainingPair:
     r_rejected: float
     score_chosen: float | None
     score_rejected: float | None
+    p_chosen: float | None = None
+    p_rejected: float | None = None
 
     def answers(self, sides: int = 2) -> Answers:
         """The prompt with both answers, or with the chosen one alone (``sides`` 1)."""

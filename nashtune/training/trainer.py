@@ -19,6 +19,7 @@ from torch import Tensor
 from nashtune.errors import TrainingError
 from nashtune.model.allocator import freed_memory_kept
 from nashtune.model.loading import default_device, fingerprint
+from nashtune.objectives import WORDS, PairTerms, Sides, preference_loss
 from nashtune.recipe import ObjectiveSection, TrainSection
 from nashtune.records import Policy
 from nashtune.seeds import content_hash, seed_for
@@ -26,7 +27,6 @@ from nashtune.store.files import read_json, write_atomic, write_json
 from nashtune.training.checkpoint import last_checkpoint, remove_checkpoints, save_checkpoint
 from nashtune.training.logprobs import check_fits
 from nashtune.training.machine import deterministic, peak_memory_gb
-from nashtune.training.objectives import OBJECTIVES, PairTerms, Sides, preference_loss
 from nashtune.training.optimizer import Optimizer, learning_rate
 from nashtune.training.packing import Plan, TrainingPair, plan_steps
 from nashtune.training.references import ReferenceShards
@@ -42,9 +42,9 @@ class TrainJob:
 
     pairs: Sequence[TrainingPair]
     policy: Policy
-    """pi_t: trained from, and reference "t"."""
-    initial: Policy
-    """pi_0: reference "0"."""
+    """What is trained from."""
+    references: Mapping[str, Policy]
+    """The policies that the objective's references name."""
     objective: ObjectiveSection
     train: TrainSection
     learning_rate: float
@@ -57,12 +57,12 @@ class TrainJob:
         """Hash of everything that decides the result (on one kind of machine)."""
         digest = hashlib.sha256()
         for pair in self.pairs:
-            r_and_scores = (pair.r_chosen, pair.r_rejected, pair.score_chosen, pair.score_rejected)
-            digest.update(repr((pair.id, *r_and_scores)).encode())
+            rates = (pair.r_chosen, pair.r_rejected, pair.p_chosen, pair.p_rejected)
+            digest.update(repr((pair.id, *rates, pair.score_chosen, pair.score_rejected)).encode())
             for ids in (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids):
                 digest.update(array("q", [len(ids), *ids]).tobytes())
         sections = self.objective.model_dump(), self.train.model_dump(exclude={"checkpoint_steps", "learning_rate"})
-        policies = self.policy.fingerprint, self.initial.fingerprint
+        policies = self.policy.fingerprint, {name: policy.fingerprint for name, policy in self.references.items()}
         return content_hash(digest.hexdigest(), sections, policies, self.learning_rate, self.seed, self.iteration)
 
 
@@ -74,7 +74,7 @@ class StepMetrics:
     """Counted from 1."""
     loss: float
     margin: float | None
-    """beta * (D_pi - D_reference)."""
+    """D_pi - D_reference, times the objective's beta where it has one."""
     accuracy: float | None
     """Share of pairs with a margin above 0."""
     nll: float
@@ -117,8 +117,8 @@ def train_policy(job: TrainJob, on_step: Callable[[StepMetrics], None] | None = 
     key = job.key()
     if (done := _finished(job, key)) is not None:
         return done
-    sides = OBJECTIVES[job.objective.name].sides
-    _check_pairs(job.pairs, sides)
+    sides = job.objective.row.sides
+    _check_pairs(job)
     plan = plan_steps(
         job.pairs,
         batch_size=job.train.batch_size,
@@ -136,7 +136,8 @@ class _Training:
 
     def __init__(self, job: TrainJob, key: str, plan: Plan):
         self.job, self.key, self.plan = job, key, plan
-        self.objective = OBJECTIVES[job.objective.name]
+        self.objective, self.settings = job.objective.row, job.objective.settings
+        self.weights = self.objective.references(self.settings)
         self.precision = Precision.of(job.train.precision)
         self.history: list[StepMetrics] = []
         self.adapter_seed = seed_for(job.seed, "adapters", job.iteration)
@@ -144,10 +145,10 @@ class _Training:
     def run(self, on_step: Callable[[StepMetrics], None] | None) -> TrainResult:
         job = self.job
         started = time.perf_counter()
-        shards = {name: self._shards(name) for name in self.objective.references}
+        shards = {name: self._shards(name) for name in self.weights}
         for name, policy_shards in shards.items():
             if not self._is_policy(name) and policy_shards.missing():
-                fixed = Trainee.load_fixed(job.initial, self.precision)  # alone in memory, before pi_t
+                fixed = Trainee.load_fixed(job.references[name], self.precision)  # alone in memory, before the policy
                 policy_shards.compute(fixed.forward)
                 del fixed
                 gc.collect()
@@ -171,13 +172,14 @@ class _Training:
         return self._finish(reference_seconds)
 
     def _is_policy(self, reference: str) -> bool:
-        """Whether a reference is pi_t itself, so that its log-probs come from the very model object that is trained."""
-        return reference == "t" or self.job.initial.fingerprint == self.job.policy.fingerprint
+        """Whether a reference is the policy itself, so that its log-probs come from the very model that is trained."""
+        return self.job.references[reference].fingerprint == self.job.policy.fingerprint
 
     def _shards(self, reference: str) -> ReferenceShards:
         # bf16 rounding differs between machines and thread counts, so log-probs of another one are not read.
         machine = (torch.__version__, default_device().type, torch.get_num_threads(), str(self.precision))
-        folder = self.job.folder / "references" / f"{reference}-{content_hash(self.key, machine)}"
+        policy = self.job.references[reference].fingerprint  # two names of one policy share its log-probs
+        folder = self.job.folder / "references" / content_hash(self.key, policy, machine)
         return ReferenceShards(folder, self.job.pairs, self.plan)
 
     def _resume(self, optimizer: Optimizer) -> None:
@@ -204,7 +206,7 @@ class _Training:
             rows += terms
             if not all(math.isfinite(row["loss"]) for row in terms):
                 self._refuse(step, "the loss", rows)
-            if step == 0 and number == 0 and references and all(map(self._is_policy, references)):
+            if step == 0 and number == 0 and self._starts_at_zero():
                 self._check_start(terms)
             (losses.sum() / size).backward()
         norm = optimizer.clip()
@@ -212,7 +214,9 @@ class _Training:
             self._refuse(step, f"the gradient norm ({norm})", rows)
         rate = learning_rate(step, self.plan.steps, self.job.learning_rate, self.job.train)
         optimizer.step(rate)
-        means = {name: _mean([row[name] for row in rows]) for name in rows[0] if name not in ("pair", "tokens")}
+        means = {
+            name: _mean([row[name] for row in rows]) for name in rows[0] if name not in ("pair", "tokens", "log_ratio")
+        }
         tokens = sum(row["tokens"] for row in rows)
         seconds = time.perf_counter() - started
         return StepMetrics(
@@ -234,10 +238,10 @@ class _Training:
             references={name: Sides(values[:, 0], values[:, 1]) for name, values in references.items()},
             win_rates=_sides([(p.r_chosen, p.r_rejected) for p in pairs], logprobs),
             scores=_sides([(p.score_chosen, p.score_rejected) for p in pairs], logprobs),
+            versus_policy=_sides([(p.p_chosen, p.p_rejected) for p in pairs], logprobs),
             lengths=_sides([(len(p.chosen_ids), len(p.rejected_ids)) for p in pairs], logprobs),
         )
-        objective = self.job.objective
-        result = preference_loss(self.objective, terms, beta=objective.beta, alpha=objective.alpha)
+        result = preference_loss(self.objective, terms, self.settings)
         two = self.objective.sides == 2
         columns: dict[str, list[Any]] = {
             "pair": [p.id for p in pairs],
@@ -247,14 +251,19 @@ class _Training:
             "chosen_logprob": policy.chosen.tolist(),
             "rejected_logprob": policy.rejected.tolist() if two else [None] * len(pairs),
             "margin": [None] * len(pairs) if result.margin is None else result.margin.tolist(),
+            "log_ratio": [None] * len(pairs) if result.log_ratio is None else result.log_ratio.tolist(),
             "accuracy": [None] * len(pairs) if result.correct is None else result.correct.tolist(),
         }
         return result.losses, [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
+    def _starts_at_zero(self) -> bool:
+        """Whether policy and reference are one model before the first step, so that every log-ratio must be 0."""
+        return math.isclose(sum(self.weights.values()), 1) and all(map(self._is_policy, self.weights))
+
     def _check_start(self, terms: Sequence[Mapping[str, Any]]) -> None:
-        """Before the first step policy and reference are one model: every margin is 0, every hard-target loss ln 2."""
-        worst = max(terms, key=lambda row: abs(row["margin"]))
-        nats = abs(worst["margin"]) / self.job.objective.beta
+        """Before the first step every log-ratio is 0, and every loss of a hard logistic target ln 2."""
+        worst = max(terms, key=lambda row: abs(row["log_ratio"]))
+        nats = abs(worst["log_ratio"])
         if not nats <= STEP_ZERO_TOLERANCE:
             raise TrainingError(
                 f"iteration {self.job.iteration}: before the first step policy and reference differ by {nats:.3g} nats "
@@ -310,11 +319,20 @@ def _finished(job: TrainJob, key: str) -> TrainResult | None:
     return TrainResult(policy=policy, **record["result"])
 
 
-def _check_pairs(pairs: Sequence[TrainingPair], sides: int) -> None:
-    for pair in pairs:
-        for name, ids in zip(("chosen_ids", "rejected_ids"), pair.answers(sides)[1], strict=False):
+def _check_pairs(job: TrainJob) -> None:
+    """Raises TrainingError where a pair lacks tokens, or a word of the oracle that the objective reads."""
+    objective = job.objective.row
+    for pair in job.pairs:
+        for name, ids in zip(("chosen_ids", "rejected_ids"), pair.answers(objective.sides)[1], strict=False):
             if not ids:
                 raise TrainingError(f"pair {pair.id}: {name} is empty; accepted: at least 1 token")
+        for need in sorted(objective.needs(job.objective.settings)):
+            for name in (f"{WORDS[need]}_{side}" for side in ("chosen", "rejected")):
+                if getattr(pair, name) is None:
+                    raise TrainingError(
+                        f"pair {pair.id}: {name} is None, but objective.name {job.objective.name!r} reads {need}; accepted: "
+                        "an oracle that gives it (scores, or verdicts between samples of the policy)"
+                    )
 
 
 def _sides(values: Sequence[tuple[float | None, float | None]], like: Tensor) -> Sides:

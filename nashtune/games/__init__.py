@@ -1,0 +1,1 @@
+"""Matrix games: every preference algorithm against an equilibrium that is known exactly."""

@@ -1,0 +1,144 @@
+"""Which settings of a recipe contradict each other, or would be read by nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from nashtune.recipe.methods import METHODS
+from nashtune.recipe.oracles import CascadeOracle, Oracle, PanelOracle
+from nashtune.recipe.teachers import RemoteTeacher
+
+if TYPE_CHECKING:
+    from nashtune.recipe.recipe import Recipe
+
+THRESHOLDS = {
+    "paper": ("positive_score", "margin", "student_margin", "positive_rate", "rate_margin", "student_rate_margin"),
+    "restrictive": ("positive_score", "margin", "positive_rate", "rate_margin"),
+}
+"""The thresholds that each pair rule reads."""
+COMPARING = ("pairwise", "preference_model", "people")
+"""Oracles that compare and do not score."""
+LEAST_K_VERSUS_POLICY = 3
+"""Fewest samples from which P(y beats pi_t) is estimated: each is compared with two others."""
+
+
+def contradictions(recipe: Recipe) -> Iterator[str]:
+    """Settings that fight each other or that nothing would read, each as one sentence."""
+    if recipe.method is not None and recipe.method not in METHODS:
+        yield f"method is {recipe.method!r}; accepted: {', '.join(METHODS)}"
+    yield from _stages(recipe)
+    yield from _objective(recipe)
+    yield from _sampled_policy(recipe)
+
+
+def _stages(recipe: Recipe) -> list[str]:
+    """What the stages' settings ask of each other."""
+    found: list[str] = []
+    teacher, prompts = recipe.teacher, recipe.prompts
+    if teacher.kind == "column" and not prompts.teacher_column:
+        found.append("teacher.kind is 'column' but prompts.teacher_column is not set; name the column")
+    if teacher.kind != "column" and prompts.teacher_column:
+        found.append(
+            f"prompts.teacher_column is {prompts.teacher_column!r} but teacher.kind is {teacher.kind!r}, "
+            "so nothing would read it; set teacher.kind: column or remove it"
+        )
+    if isinstance(teacher, RemoteTeacher) and teacher.engine.batch:
+        found.append("teacher.engine.batch is true, but only judges buy in batches so far; accepted: false")
+    if recipe.pairs.rule in ("restrictive", "teacher_wins") and teacher.kind == "none":
+        found.append(
+            f"pairs.rule {recipe.pairs.rule!r} takes the teacher's answers as positives but teacher.kind is 'none'"
+        )
+    if teacher.kind == "none" and recipe.sampling.k < 2:
+        found.append(
+            f"sampling.k is {recipe.sampling.k} and there is no teacher: no pair could be built; accepted: 2 or more"
+        )
+    if recipe.sampling.temperature == 0 and {"top_p", "top_k"} & recipe.sampling.model_fields_set:
+        found.append(
+            "sampling.temperature is 0 (greedy), so sampling.top_p and sampling.top_k would not be read; remove them"
+        )
+    if recipe.sampling.k > recipe.sampling.slots:
+        found.append(
+            f"sampling.k is {recipe.sampling.k} but sampling.slots is {recipe.sampling.slots}; accepted: slots >= k"
+        )
+    rates = recipe.train.learning_rate
+    found += [
+        f"train.learning_rate is {rate}; accepted: a number between 0 and 1, or a list of them"
+        for rate in (rates if isinstance(rates, tuple) else (rates,))
+        if not 0 < rate < 1
+    ]
+    if recipe.replay.fraction in (0, "all") and "decay" in recipe.replay.model_fields_set:
+        found.append(f"replay.fraction is {recipe.replay.fraction!r}, so replay.decay would not be read; remove it")
+    if recipe.oracle.kind == "rules" and recipe.oracle.guard.min_words > recipe.oracle.guard.max_words:
+        found.append("oracle.guard.min_words is above oracle.guard.max_words")
+    if recipe.validate_.select == "satisfied_and_good" and recipe.validation_oracle.kind != "rules":
+        found.append("validate.select 'satisfied_and_good' needs oracle.kind (or validate.oracle.kind) 'rules'")
+    read, fields = THRESHOLDS.get(recipe.pairs.rule, ()), type(recipe.pairs).model_fields
+    unread = [
+        name
+        for name in THRESHOLDS["paper"]
+        if name not in read
+        and getattr(recipe.pairs, name) != fields[name].default  # a resolved recipe has all defaults
+    ]
+    if unread:
+        names = ", ".join(f"pairs.{name}" for name in unread)
+        found.append(f"pairs.rule {recipe.pairs.rule!r} does not read {names}; remove what is not read")
+    return found
+
+
+def _objective(recipe: Recipe) -> Iterator[str]:
+    """What the objective asks of the pair rule and the oracle."""
+    objective, rule, sampling = recipe.objective, recipe.pairs.rule, recipe.sampling
+    if problem := objective.row.problem(objective.settings):
+        yield problem
+    needs = objective.row.needs(objective.settings)
+    if needs and rule == "teacher_wins":
+        yield (
+            f"objective.name {objective.name!r} reads the oracle's {', '.join(sorted(needs))} but pairs.rule 'teacher_wins' "
+            "does not ask it; accepted: another rule, or an objective that reads nothing of the oracle's (as spin)"
+        )
+    if "scores" in needs and rule != "teacher_wins" and not _scores(recipe.oracle):
+        yield (
+            f"objective.name {objective.name!r} reads scores but oracle.kind {recipe.oracle.kind!r} only compares; accepted: "
+            f"an oracle that scores, so none of {', '.join(COMPARING)} (in a panel, or as a cascade's strong oracle, neither)"
+        )
+    if "versus_policy" in needs:
+        who = f"objective.name {objective.name!r} estimates P(y beats pi_t) from the other samples of pi_t"
+        if sampling.k < LEAST_K_VERSUS_POLICY:
+            yield f"{who} but sampling.k is {sampling.k}; accepted: {LEAST_K_VERSUS_POLICY} or more"
+        if sampling.policy == "initial":
+            yield f"{who} but sampling.policy is 'initial'; accepted: 'current'"
+        if sampling.mixture:
+            yield f"{who} but sampling.mixture is {sampling.mixture:g}; accepted: 0"
+
+
+def _scores(oracle: Oracle) -> bool:
+    """Whether an oracle scores answers, and does not only compare them."""
+    if isinstance(oracle, PanelOracle):
+        return all(_scores(member.oracle) for member in oracle.members)
+    return _scores(oracle.strong) if isinstance(oracle, CascadeOracle) else oracle.kind not in COMPARING
+
+
+def _sampled_policy(recipe: Recipe) -> Iterator[str]:
+    """What the policy that is sampled from asks of engine and objective."""
+    sampling, settings = recipe.sampling, recipe.objective.settings
+    if not sampling.mixture:
+        return
+    if sampling.engine != "native":
+        yield (
+            f"sampling.mixture is {sampling.mixture:g}, which mixes the logits of two models at each token, but sampling.engine "
+            f"is {sampling.engine!r}; accepted: 'native', or mixture 0"
+        )
+    if sampling.policy == "initial":
+        yield (
+            f"sampling.mixture is {sampling.mixture:g} but sampling.policy is 'initial', which would be mixed with itself; "
+            "accepted: sampling.policy 'current', or mixture 0"
+        )
+    if {"tau", "eta"} <= settings.keys():
+        share = settings["tau"] / settings["eta"]
+        if not math.isclose(share, sampling.mixture, rel_tol=1e-6):
+            yield (
+                f"sampling.mixture is {sampling.mixture:g} but the reference of objective {recipe.objective.name!r} has "
+                f"objective.tau / objective.eta = {share:g} of the initial policy; accepted: that number, or 0 (option I)"
+            )
