@@ -15,6 +15,9 @@ from nashtune.errors import NashtuneError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from nashtune.lab.outcomes import Outcome
+    from nashtune.lab.table import MethodRow
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -99,6 +102,40 @@ def plan(
         else:
             print_plan(found)
         found.budget.refuse()
+
+
+@app.command()
+def lab(
+    file: Annotated[Path, typer.Argument(help="A lab file, as recipes/lab-claims.yaml.")],
+    look: Annotated[bool, typer.Option("--look", help="Run nothing; show what is finished.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object at the end.")] = False,
+) -> None:
+    """Compare methods: each from one initial policy, on the same prompts, sharing samples and judgments where they coincide."""
+    with told():
+        from nashtune.lab.page import write_lab
+        from nashtune.lab.settings import load_lab
+        from nashtune.lab.show import lab_json, print_lab
+        from nashtune.lab.table import make_table
+        from nashtune.lab.work import outcomes, run_lab
+
+        settings, recipes = load_lab(file)
+
+        def keep(found: list[Outcome]) -> list[MethodRow]:
+            rows = make_table(found, settings.methods, settings.baseline, settings.confidence)
+            write_lab(settings, rows, len(recipes))
+            return rows
+
+        found = outcomes(settings, recipes) if look else run_lab(settings, recipes, tell=_tell, on_run=keep)
+        rows = keep(found)
+        if as_json:
+            print(json.dumps(lab_json(settings, rows, len(recipes)), allow_nan=False))
+        else:
+            print_lab(settings, rows, len(recipes))
+            print(f"page    {settings.place / 'lab.html'}\ntables  {settings.place / 'lab.md'}")
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 @app.command()

@@ -175,7 +175,7 @@ class Run:
     def summaries(self) -> list[IterationSummary]:
         """The rows of all validated iterations, in order."""
         files = [self.iteration_folder(t) / "summary.json" for t in range(self.last_iteration() + 1)]
-        return [_summary(read_json(file)) for file in files if file.exists()]
+        return [summary_from(read_json(file)) for file in files if file.exists()]
 
     def best(self) -> IterationSummary | None:
         """The best validated iteration by validate.select; ties go to the earlier one (Algorithm 2, line 9)."""
@@ -376,7 +376,8 @@ def selection_value(summary: IterationSummary, name: str) -> float | None:
     return getattr(summary, name)
 
 
-def _summary(row: dict[str, Any]) -> IterationSummary:
+def summary_from(row: dict[str, Any]) -> IterationSummary:
+    """An iteration's row, as it was kept."""
     for name in ("win_rate_vs_initial", "win_rate_vs_previous", "win_rate_vs_teacher"):
         row[name] = Interval(**row[name]) if row[name] else None
     row["words_by_quantile"] = tuple(row["words_by_quantile"])

@@ -19,6 +19,7 @@ LAYERS = [
     ["prompts", "sampling", "judging", "pairs", "training", "evaluate", "report"],
     ["stages", "show", "catalog"],
     ["loop", "chat", "doctor", "planning", "games"],
+    ["lab"],
     ["cli"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
