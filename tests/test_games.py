@@ -549,6 +549,7 @@ def test_the_command_prints_one_json_object_for_a_file_of_ours(tmp_path: Path) -
     assert found["policy_last"] == pytest.approx(found["regularized_equilibrium"], abs=found["contraction"] ** 300)
     assert found["rows"][0]["iteration"] == 0
     assert found["rows"][-1]["iteration"] == 300
+    assert found["rows"][-1]["policy"] == found["policy_last"]
     assert (found["option"], found["settings"]["eta"], found["settings"]["tau"]) == ("II", 2.0, 0.1)
 
 

@@ -24,8 +24,8 @@ def shown_iterations(iterations: int) -> list[int]:
     return sorted({round(x) for x in np.linspace(0, iterations, min(ROWS, iterations + 1))})
 
 
-def rows(played: Played) -> list[dict[str, float | int | None]]:
-    """One row per shown iteration: figures of the policy after it, and of the step that led to it (None at 0)."""
+def rows(played: Played) -> list[dict[str, Any]]:
+    """One row per shown iteration: the policy after it, its figures, and those of the step that led to it (None at 0)."""
     bound, kl, win_rate = played.bound, played.mean("kl"), played.mean("win_rate")
     average, last = played.mean("exploitability_average"), played.mean("exploitability_last")
     return [
@@ -37,6 +37,7 @@ def rows(played: Played) -> list[dict[str, float | int | None]]:
             "win_rate": float(win_rate[t - 1]) if t else None,
             "win_rate_bound": float(bound[t - 1]) if t and bound is not None else None,
             "distance_to_equilibria": _distance(played, [p.policies[t] for p in played.plays]),
+            "policy": _policies(played.game, [p.policies[t] for p in played.plays]),
         }
         for t in shown_iterations(played.iterations)
     ]
@@ -126,7 +127,7 @@ def print_play(played: Played) -> None:
     for name in names:
         table.add_column(name, justify="right", no_wrap=True)
     for row in found["rows"]:
-        iteration, *values = row.values()
+        iteration, *values = (value for key, value in row.items() if key != "policy")
         table.add_row(str(iteration), *("-" if v is None else f"{max(v, 0.0):.3g}" for v in values))
     console = Console()
     console = Console(width=max(console.width, 110)) if not console.is_terminal else console
