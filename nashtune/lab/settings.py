@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from nashtune.errors import RecipeError
 from nashtune.recipe import METHODS, Recipe, Section, parse_recipe
+from nashtune.recipe.loading import read_yaml
 from nashtune.recipe.methods import over
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]+$")]
@@ -63,14 +63,7 @@ def load_lab(path: str | Path) -> tuple[Lab, dict[tuple[int, str], Recipe]]:
     methods differ in what they must have in common.
     """
     path = Path(path)
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RecipeError(f"{path}: no such lab file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: not valid YAML: {error}") from None
-    if not isinstance(raw, dict):
-        raise RecipeError(f"{path}: expected a mapping of settings, got {type(raw).__name__}")
+    raw = read_yaml(path, "lab")
     try:
         lab = Lab.model_validate(raw)
     except ValidationError as error:
@@ -95,13 +88,7 @@ def _base(lab: Lab, path: Path) -> dict[str, Any]:
     file = next((place for place in places if place.is_file()), None)
     if file is None:
         raise RecipeError(f"{path}: base {lab.base!r}: no such recipe file; looked at {', '.join(map(str, places))}")
-    try:
-        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{file}: not valid YAML: {error}") from None
-    if not isinstance(raw, dict):
-        raise RecipeError(f"{file}: expected a mapping of settings, got {type(raw).__name__}")
-    return raw
+    return read_yaml(file, "recipe")
 
 
 def _settings(lab: Lab, base: Mapping[str, Any], method: str, seed: int) -> dict[str, Any]:

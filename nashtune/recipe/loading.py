@@ -25,17 +25,23 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises RecipeError naming the file, field, value received and values accepted.
     """
     path = Path(path)
+    raw = read_yaml(path, "recipe")
+    for text in overrides:
+        _apply_override(raw, text)
+    return parse_recipe(raw, str(path))
+
+
+def read_yaml(path: Path, kind: str) -> dict[str, Any]:
+    """The settings of a ``kind`` of file, unchecked. Raises RecipeError where there is no such file, or it holds something else."""
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise RecipeError(f"{path}: no such recipe file") from None
+        raise RecipeError(f"{path}: no such {kind} file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(raw, dict):
         raise RecipeError(f"{path}: expected a mapping of settings, got {type(raw).__name__}")
-    for text in overrides:
-        _apply_override(raw, text)
-    return parse_recipe(raw, str(path))
+    return raw
 
 
 def parse_recipe(raw: dict[str, Any], where: str = "recipe") -> Recipe:
