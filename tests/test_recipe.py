@@ -198,6 +198,7 @@ def test_neutral_settings_change_no_identity_and_identity_settings_do() -> None:
     base = parse_recipe(minimal())
     neutral = {
         "folder": "elsewhere",
+        "shared": "a/folder",
         "scale": {"workers": 4},
         "health": {"min_usable": 0.5, "stop_on_alarm": True},
         "train": {"checkpoint_steps": 7},
@@ -212,6 +213,7 @@ def test_neutral_settings_change_no_identity_and_identity_settings_do() -> None:
     assert declared == {
         "Recipe.folder",
         "Recipe.health",
+        "Recipe.shared",
         "ScaleSection.workers",
         "TrainSection.checkpoint_steps",
         "Recipe.ledger",

@@ -32,7 +32,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def read_yaml(path: Path, kind: str) -> dict[str, Any]:
-    """The settings of a ``kind`` of file, unchecked. Raises RecipeError where there is no such file, or it holds something else."""
+    """The settings of a ``kind`` of file, unchecked. Raises RecipeError where it has none."""
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
