@@ -90,7 +90,14 @@ def test_ctrl_c_ends_politely_and_workers_do_not_outlive_a_killed_run(
     process.communicate()
     assert not psutil.wait_procs(workers, timeout=60)[1]
 
-    again = subprocess.Popen([*NASHTUNE, str(file)], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    again = subprocess.Popen(
+        [*NASHTUNE, str(file)],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        # a shell's background jobs ignore Ctrl-C, and so would what they start
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     while not list(run.glob("iteration-1/sample.json")):
         assert again.poll() is None, "ended before it sampled"
         time.sleep(0.001)

@@ -193,9 +193,8 @@ def test_no_instruction_of_the_built_in_set_orders_what_a_guard_forbids():
     body = "{topic} can be seen all over our wide world"
     dressed = {
         "lowercase": body,
-        "sentences_exactly": body + ".",
+        "highlighted": f"*{body}*",
         "bullets_exactly": f"- {body}\n- people like them\n- so do we",
-        "numbered_list": f"1. {body}\n2. people like them",
         "starts_with": "Here it is: " + body,
         "ends_with": body + ". DONE",
         "ends_with_question": body + "?",

@@ -16,7 +16,7 @@ SHORTEST_SECRET = 16  # characters; a shorter key ("none", "EMPTY") is no secret
 
 
 class Endpoint:
-    """An engine's server. ``url`` is its address without credentials, query and closing slash. Raises OracleError for an
+    """An engine's server. ``url`` is its address without closing slash. Raises OracleError for an
     address that is none, and where the key to a server other than this machine's is not there."""
 
     def __init__(self, engine: EngineSection) -> None:
@@ -65,11 +65,9 @@ class Endpoint:
 
 
 def _public_url(base_url: str) -> tuple[str, bool]:
-    """The address without credentials, query and closing slash; whether it is this machine's. Raises OracleError."""
+    """The address (which the recipe checked) without closing slash; whether it is this machine's."""
     parts = urlsplit(base_url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise OracleError(f"engine.base_url is {base_url!r}; accepted: an address such as http://127.0.0.1:8000/v1")
-    url = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
+    url = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
     if parts.hostname == "localhost":
         return url, True
     try:
