@@ -18,7 +18,7 @@ from judge_server import JudgeServer
 from tiny_chat import tiny_recipe
 
 from nashtune.errors import DriftError, RecipeError
-from nashtune.lab.outcomes import Outcome
+from nashtune.lab.outcomes import Outcome, outcome_from
 from nashtune.lab.page import page
 from nashtune.lab.settings import load_lab
 from nashtune.lab.show import lab_json, markdown
@@ -275,3 +275,15 @@ def test_page_markdown_and_json_hold_the_figures(tiny_folder: Path, tmp_path: Pa
     values = json.loads(json.dumps(lab_json(lab, rows, len(recipes)), allow_nan=False))
     assert values["methods"][1]["figures"][1]["difference"]["value"] == -0.375
     assert "no run is finished" in Text(page(lab, [], 6)).words.lower()
+
+
+def test_the_page_of_claims_says_what_its_outcomes_say() -> None:
+    lab, recipes = load_lab(ROOT / "recipes" / "labs" / "claims.yaml")
+    files = sorted((ROOT / "docs" / "lab" / "claims").glob("seed-*/*.json"))
+    found = [outcome_from(json.loads(file.read_text())) for file in files]
+    rows = make_table(found, lab.methods, lab.baseline, lab.confidence)
+    shown = [line for line in markdown(lab, rows, len(recipes)).splitlines() if line.startswith("|")]
+    assert len(shown) > 10
+    page = (ROOT / "docs" / "LAB.md").read_text().splitlines()
+    assert [line for line in shown if line not in page] == []
+    assert any(f"{len(files)} of {len(recipes)} runs" in line for line in page)

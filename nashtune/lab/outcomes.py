@@ -81,7 +81,11 @@ def read_outcome(file: Path, recipe: Recipe) -> Outcome | None:
     if not file.exists():
         return None
     values: dict[str, Any] = read_json(file)
-    if values.pop("recipe") != recipe.identity_hash():
-        return None
+    return outcome_from(values) if values["recipe"] == recipe.identity_hash() else None
+
+
+def outcome_from(values: dict[str, Any]) -> Outcome:
+    """An outcome as it was kept."""
+    values = {key: value for key, value in values.items() if key != "recipe"}
     summaries = tuple(map(summary_from, values.pop("summaries")))
     return Outcome(**values | {"summaries": summaries, "contests": tuple(values["contests"])})
