@@ -28,6 +28,7 @@ ALLOWED = {
     ("prompt_sets", "judging"): "a built-in prompt names instructions that the rules oracle checks",
     ("prompts", "judging"): "a row's constraints are validated where they are defined",
     ("prompt_sources", "judging"): "a row's constraints are validated where they are defined",
+    ("model", "store"): "a GGUF file is converted by one process at a time",
     ("sampling", "judging"): "the remote engine sends its calls through the dispatcher of paid calls",
     ("judging", "training"): "a preference model reads hidden states in the packed layout of training",
     ("sampling", "scale"): "the sampler is a work-unit role",

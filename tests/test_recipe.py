@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import Field
 
 import nashtune.recipe
 from nashtune.errors import RecipeError
 from nashtune.objectives import OBJECTIVES
-from nashtune.recipe import NEUTRAL, PairsSection, Recipe, Section, load_recipe, parse_recipe
+from nashtune.recipe import ADDED, NEUTRAL, PairsSection, Recipe, Section, identity, load_recipe, parse_recipe
 from nashtune.recipe.loading import _sections_in
 from nashtune.recipe.objectives import SECTIONS, ObjectiveSection
 from nashtune.starter import write_starter
@@ -192,6 +193,19 @@ def test_every_section_of_every_module_belongs_to_the_recipe_and_is_exported() -
     assert made <= sections(Recipe, set())
     assert set(SECTIONS) == set(OBJECTIVES)
     assert {section.__name__ for section in declared} <= set(nashtune.recipe.__all__)
+
+
+def test_a_field_added_later_counts_only_where_it_is_set() -> None:
+    class Before(Section):
+        kept: int = 1
+
+    class After(Section):
+        kept: int = 1
+        new: int = Field(default=3, json_schema_extra=ADDED)
+
+    assert identity(After()) == identity(Before()) == {"kept": 1}
+    assert identity(After(new=3)) == identity(Before())
+    assert identity(After(new=4)) == {"kept": 1, "new": 4}
 
 
 def test_neutral_settings_change_no_identity_and_identity_settings_do() -> None:

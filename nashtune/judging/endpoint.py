@@ -71,6 +71,6 @@ def _public_url(base_url: str) -> tuple[str, bool]:
     if parts.hostname == "localhost":
         return url, True
     try:
-        return url, ipaddress.ip_address(parts.hostname).is_loopback
+        return url, ipaddress.ip_address(parts.hostname or "").is_loopback
     except ValueError:
         return url, False

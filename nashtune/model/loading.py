@@ -19,6 +19,7 @@ from nashtune.errors import ModelError, RecipeError
 from nashtune.model.attention import ATTENTION
 from nashtune.recipe import PolicySection
 from nashtune.records import Message, Policy
+from nashtune.store.files import one_at_a_time
 
 # Their bars and notices would break into nashtune's own progress.
 logging.set_verbosity_error()
@@ -136,8 +137,13 @@ def _convert_gguf(file: Path) -> Path:
     if importlib.util.find_spec("gguf") is None:
         raise ModelError(f"policy.model: {file.name} needs the gguf package; `pip install 'nashtune[gguf]'`")
     folder = _gguf_cache(file)
-    if folder.is_dir():
-        return folder
+    with one_at_a_time(folder.with_name(f"{folder.name}.lock")):
+        if not folder.is_dir():
+            _dequantise(file, folder)
+    return folder
+
+
+def _dequantise(file: Path, folder: Path) -> None:
     where, gguf = str(file.parent), file.name
     try:
         loaded = AutoModelForCausalLM.from_pretrained(where, gguf_file=gguf, dtype=torch.float32)
@@ -152,7 +158,6 @@ def _convert_gguf(file: Path) -> Path:
     model.load_state_dict(loaded.state_dict())
     model.generation_config.eos_token_id = loaded.config.eos_token_id
     save_policy(model, tokenizer, folder)
-    return folder
 
 
 def load_tokenizer(policy: Policy) -> PreTrainedTokenizerBase:

@@ -5,8 +5,12 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic.fields import FieldInfo
 
 NEUTRAL: dict[str, JsonValue] = {"neutral": True}
+"""Marks a field that changes no result: its value may change under a run."""
+ADDED: dict[str, JsonValue] = {"added": True}
+"""Marks a field that came after the first release: left at its default it does not count, so that runs begun before it go on."""
 Rate = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -21,8 +25,15 @@ def identity(section: Section) -> dict[str, Any]:
     return {
         info.alias or name: _identity(getattr(section, name))
         for name, info in type(section).model_fields.items()
-        if not (isinstance(info.json_schema_extra, dict) and info.json_schema_extra.get("neutral"))
+        if _counts(info, getattr(section, name))
     }
+
+
+def _counts(info: FieldInfo, value: Any) -> bool:
+    marks = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
+    if marks.get("added"):
+        return value != info.get_default(call_default_factory=True)
+    return not marks.get("neutral")
 
 
 def _identity(value: Any) -> Any:

@@ -85,6 +85,15 @@ def remove_partials(folder: Path) -> None:
 
 
 @contextmanager
+def one_at_a_time(path: Path) -> Iterator[None]:
+    """Hold the lock file ``path``, after whoever holds it now; the kernel releases it when the process ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
 def exclusive(path: Path) -> Iterator[None]:
     """Hold the lock file ``path``; the kernel releases it when the process ends, however it ends.
 
