@@ -52,28 +52,10 @@ def win_rate(per_prompt: Sequence[float], confidence: float) -> Interval:
 
 @lru_cache(maxsize=64)
 def student_t_quantile(confidence: float, df: int) -> float:
-    """t with P(-t < T < t) = ``confidence`` under Student's distribution with ``df`` >= 1 degrees of freedom.
+    """t with P(-t < T < t) = ``confidence`` under Student's distribution with ``df`` >= 1 degrees of freedom."""
+    from scipy.special import stdtrit
 
-    Bisection in the angle atan(t / sqrt(df)), in which that probability is a finite series (Abramowitz and Stegun
-    26.7.3-4). More than 1000 degrees count as 1000, which is too wide by a thousandth.
-    """
-    df = min(df, 1000)
-    low, high = 0.0, math.pi / 2
-    while high - low > 1e-13:
-        angle = (low + high) / 2
-        low, high = (angle, high) if _student_t_mass(angle, df) < confidence else (low, angle)
-    return math.sqrt(df) * math.tan((low + high) / 2)
-
-
-def _student_t_mass(angle: float, df: int) -> float:
-    """P(|T| < sqrt(df) tan(angle))."""
-    odd = df % 2
-    term = math.cos(angle) if odd else 1.0
-    total = term if df > 1 else 0.0
-    for power in range(2 + odd, df - 1, 2):
-        term *= (power - 1) / power * math.cos(angle) ** 2
-        total += term
-    return 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
+    return float(stdtrit(df, (1 + confidence) / 2))
 
 
 @dataclass(frozen=True, slots=True)
