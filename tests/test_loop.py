@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,22 @@ def test_a_finished_run_has_every_row_and_the_best_is_an_ordinary_model(finished
     ids = tokenizer("hi", return_tensors="pt").input_ids
     assert model.generate(ids, max_new_tokens=2, do_sample=False).shape == (1, ids.shape[1] + 2)
     assert "2404.03715" in (best / "README.md").read_text()
+
+
+def test_where_only_the_best_policy_was_kept_it_is_found_and_another_is_said_to_be_gone(
+    finished: Run, tmp_path: Path
+) -> None:
+    shutil.copytree(finished.folder, tmp_path / "run")
+    run = Run.read(tmp_path / "run")
+    for iteration in (1, 2):
+        shutil.rmtree(run.iteration_folder(iteration) / "policy")
+    best = run.best()
+    assert best is not None
+    if best.iteration:
+        assert policy_of(run, best.iteration).folder == run.folder / "best"
+        assert policy_of(run, best.iteration).fingerprint == policy_of(finished, best.iteration).fingerprint
+    with pytest.raises(StoreError, match=f"policy: missing.*best/ holds iteration {best.iteration}"):
+        policy_of(run, next(t for t in (1, 2) if t != best.iteration))
 
 
 def test_running_a_finished_run_again_changes_nothing(finished: Run) -> None:

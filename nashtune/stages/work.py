@@ -8,9 +8,11 @@ import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from nashtune.errors import StoreError
 from nashtune.progress import Advance, progress
 from nashtune.recipe import Oracle, SelfOracle, identity
 from nashtune.records import Policy
@@ -46,15 +48,26 @@ def warm_up(run: Run) -> None:
 
 
 def policy_of(run: Run, iteration: int) -> Policy:
-    """Policy pi_t of the run: 0 is the recipe's model, t > 0 what iteration t trained."""
+    """Policy pi_t of the run: 0 is the recipe's model, t > 0 what iteration t trained. Raises StoreError where its weights
+    were removed."""
     if iteration == 0:
         from nashtune.model.loading import find_policy
 
         return run.resource("initial policy", lambda: find_policy(run.recipe.policy))
-    stage = run.stage(iteration, "train")
-    record = stage.record()
+    record = run.stage(iteration, "train").record()
     folder = run.iteration_folder(iteration) / "policy"
+    if not folder.is_dir():
+        folder = _kept_as_best(run, iteration)
     return Policy(folder, record["output"], f"{run.recipe.name}-{iteration}", run.recipe.policy.trust_remote_code)
+
+
+def _kept_as_best(run: Run, iteration: int) -> Path:
+    """Where the weights of a finished iteration still are once its own folder was removed (a lab with ``keep: best``)."""
+    best = run.best()
+    if best is None or best.iteration != iteration or not (run.folder / "best").is_dir():
+        kept = f"; of this run, best/ holds iteration {best.iteration}" if best else ""
+        raise StoreError(f"{run.iteration_folder(iteration) / 'policy'}: missing, its weights were removed{kept}")
+    return run.folder / "best"
 
 
 def ledger_of(run: Run) -> Ledger:
