@@ -51,3 +51,7 @@ class DriftError(NashtuneError):
 
 class GameError(NashtuneError):
     """A matrix game, an algorithm for it or a setting of one cannot be used."""
+
+
+class EvaluationError(NashtuneError):
+    """An evaluation's data or results cannot be used."""
