@@ -2,11 +2,11 @@
 
     python bench/eval_parity.py [--data DIR] [--common DIR] [--json]
 
-DIR holds published annotations (``*annotations_*.parquet``: model, index, row, output_len, preference) and the leaderboard's rows
-(``*leaderboard_*.csv``, with the published weights and the C that gives the published LC where they are known); the set of prompts
-(``*prompts.parquet``) and the two gamed baselines (``*gamed_baselines.parquet``) come from --common where DIR has none. Default:
-$NASHTUNE_REFERENCE_DATA, else ../shared/data; skips where there is none. Every model's raw columns, LC with the published C and LC
-with C by cross-validation are compared with its published row.
+DIR holds published annotations (*annotations_*.parquet: model, index, row, output_len, preference) and the leaderboard's rows
+(*leaderboard_*.csv, with the published weights and the C that gives the published LC where they are known); the set of prompts
+(*alpacaeval_prompts.parquet) and the two gamed baselines (*gamed_baselines.parquet) come from --common where DIR has none.
+Default: $NASHTUNE_REFERENCE_DATA, else ../shared/data; skips where there is none. Every model's raw columns, LC with the
+published C and LC with C by cross-validation are compared with its published row.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ import pyarrow.parquet as pq
 from bars import Row, arguments, finish
 
 from nashtune.errors import EvaluationError
-from nashtune.evaluate.alpaca_eval.length_control import Controls, length_controlled
-from nashtune.evaluate.alpaca_eval.metrics import JudgedRun, raw_metrics
+from nashtune.suites.alpaca_eval.length_control import Controls, length_controlled
+from nashtune.suites.alpaca_eval.metrics import JudgedRun, raw_metrics
 
 RAW = ("win_rate", "standard_error", "n_wins", "n_wins_base", "n_draws", "n_total", "discrete_win_rate", "avg_length")
 PRINTED = 1e-8

@@ -196,7 +196,9 @@ def completion(behaviour: str, body: dict[str, Any]) -> dict[str, Any]:
     messages = body["messages"]
     asked = messages[0]["content"]
     answers = answers_in(asked)
-    if answers is None:
+    if answers is None and body.get("max_tokens") == 1 and body.get("top_logprobs"):
+        content = "mM"[share_of_m(messages) < 0.5]
+    elif answers is None:
         content = _sentence(body)
     elif "Reply with one character" in asked:
         content = "1" if behaviour == "first" or score(answers[0]) > score(answers[1]) else "2"
@@ -219,7 +221,9 @@ def completion(behaviour: str, body: dict[str, Any]) -> dict[str, Any]:
                 "index": i,
                 "message": {"role": "assistant", "content": _varied(content, i, behaviour), "refusal": refusal},
                 "finish_reason": finish,
-                "logprobs": _logprobs(content or "") if body.get("logprobs") and behaviour != "nologprobs" else None,
+                "logprobs": _logprobs(content or "", messages)
+                if body.get("logprobs") and behaviour != "nologprobs"
+                else None,
             }
             for i in range(1 if behaviour == "one" else body.get("n", 1))
         ],
@@ -237,9 +241,20 @@ def _varied(content: str | None, index: int, behaviour: str) -> str | None:
     return re.sub(r"[1-6]", lambda digit: str(int(digit[0]) - 1), content)
 
 
-def _logprobs(content: str) -> dict[str, Any]:
-    """A token for each word piece; a digit has 0.75 on itself and 0.25 on the digit below (or the other verdict)."""
+def share_of_m(messages: list[dict[str, str]]) -> float:
+    """P("m") against "M", of a judge that is asked for one letter: from 0 to 1, by the text alone."""
+    return hashlib.sha256(json.dumps(messages).encode()).digest()[0] / 255
+
+
+def _logprobs(content: str, messages: list[dict[str, str]]) -> dict[str, Any]:
+    """A token for each word piece; a digit has 0.75 on itself and 0.25 on the digit below (or the other verdict). One letter:
+    "m" and "M" have 0.9 between them, by ``share_of_m``; a share of 0 is not among the most probable."""
     places = []
+    if content in ("m", "M"):
+        share = share_of_m(messages)
+        masses = {"m": 0.9 * share, "M": 0.9 * (1 - share), "The": 0.1}
+        top = [{"token": token, "logprob": math.log(mass)} for token, mass in masses.items() if mass]
+        return {"content": [{"token": content, "logprob": math.log(masses[content]), "top_logprobs": top}]}
     for token in re.findall(r"\d|[^\d]+", content):
         top = [{"token": token, "logprob": 0.0}]
         if token.isdigit():

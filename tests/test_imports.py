@@ -17,6 +17,7 @@ LAYERS = [
     ["store", "model", "prompt_sources", "prompt_values", "prompt_sets", "prompt_dedupe"],
     ["run", "scale", "starter"],
     ["prompts", "sampling", "judging", "pairs", "training", "evaluate", "report"],
+    ["suites"],
     ["stages", "show", "catalog"],
     ["loop", "chat", "doctor", "planning", "games"],
     ["lab"],

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nashtune.errors import EvaluationError
-from nashtune.evaluate.alpaca_eval.metrics import Floats, JudgedRun, bootstrap, paired_rows
+from nashtune.suites.alpaca_eval.metrics import Floats, JudgedRun, bootstrap, paired_rows
 
 GRID = 10 ** np.linspace(-4, 4, 10)
 """Inverse strengths C of the l1 penalty that cross-validation chooses from."""
@@ -139,10 +139,13 @@ def _problem(run: JudgedRun, controls: Controls, gamma: Floats) -> tuple[Floats,
 def fit(run: JudgedRun, controls: Controls, gamma: Floats, C: float) -> Weights:
     """Coefficients at one strength of the penalty."""
     problem = _problem(run, controls, gamma)
-    return Weights(*_fit(*problem, C, np.random.RandomState(RANDOM_STATE)), C)
+    length, difficulty, bias = _fit(*problem, C, np.random.RandomState(RANDOM_STATE))
+    return Weights(length, difficulty, bias, C)
 
 
-def _fit(features: Floats, y: Floats, weights: Floats, C: float, random: np.random.RandomState) -> tuple[float, ...]:
+def _fit(
+    features: Floats, y: Floats, weights: Floats, C: float, random: np.random.RandomState
+) -> tuple[float, float, float]:
     """l1-penalised logistic regression by liblinear. Preferences between 0 and 1 enter as two rows: won with weight y, lost
     with weight 1 - y."""
     from sklearn.linear_model import LogisticRegression
@@ -153,7 +156,8 @@ def _fit(features: Floats, y: Floats, weights: Floats, C: float, random: np.rand
     labels = np.concatenate([np.ones(len(y)), np.zeros(len(y))])
     doubled = np.concatenate([weights * y, weights * (1 - y)])
     solver.fit(np.concatenate([features, features]), labels, sample_weight=doubled)
-    return tuple(map(float, solver.coef_[0]))
+    length, difficulty, bias = map(float, solver.coef_[0])
+    return length, difficulty, bias
 
 
 def cross_validated(run: JudgedRun, controls: Controls, gamma: Floats) -> float:

@@ -1,0 +1,1 @@
+"""Published evaluations, each equal to its reference implementation where that has one."""
