@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from judge_server import JudgeServer, share_of_m
+from reference_data import REFERENCE_DATA, needs_reference_data
 
 from nashtune import recipe
 from nashtune.errors import EvaluationError
@@ -35,12 +35,6 @@ from nashtune.suites.alpaca_eval.length_control import (
 )
 from nashtune.suites.alpaca_eval.metrics import JudgedRun, raw_metrics
 
-REFERENCE_DATA = Path(
-    os.environ.get("NASHTUNE_REFERENCE_DATA") or Path(__file__).parent.parent.parent / "shared" / "data"
-)
-needs_reference_data = pytest.mark.skipif(
-    not (REFERENCE_DATA / "alpacaeval_prompts.parquet").is_file(), reason=f"no reference data in {REFERENCE_DATA}"
-)
 TEMPLATE = """\
 <|im_start|>system
 You judge.
