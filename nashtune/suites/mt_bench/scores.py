@@ -13,7 +13,6 @@ from nashtune.evaluate.winrate import student_t_quantile, win_rate
 from nashtune.records import Interval
 from nashtune.suites.mt_bench.judge import Game, Grade
 
-
 UNUSABLE = -1.0
 """What FastChat's files hold for a reply without a rating."""
 
