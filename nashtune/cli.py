@@ -195,6 +195,31 @@ def objectives(
 
 
 @app.command()
+def contamination(
+    prompts: Annotated[str, typer.Argument(help="A source of prompts, as a recipe names it.")],
+    against: Annotated[list[str], typer.Option(help="A source of an evaluation's prompts; repeatable.")],
+    words: Annotated[int, typer.Option(min=3, help="Length of a run of words that counts.")] = 10,
+    prompt_column: Annotated[
+        str | None, typer.Option(help="Column of the prompts, where it has no usual name.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Which prompts share a run of words with evaluations' prompts (prompts.contamination leaves them out of training)."""
+    with told():
+        from nashtune.contamination import check
+        from nashtune.recipe import ContaminationSection, PromptsSection
+
+        source = PromptsSection(source=prompts, prompt_column=prompt_column)
+        found = check(source, ContaminationSection(against=tuple(against), words=words))
+        if as_json:
+            print(json.dumps(found.facts(), ensure_ascii=False))
+            return
+        print(f"{found.contaminated} of {found.prompts} prompts share {words} words in a row with an evaluation")
+        print("\n".join(f"  {count:>6}  {name}" for name, count in found.by_set.items()))
+        print("\n".join(f"{one.where}: {one.text!r} shares {one.overlap.words!r}" for one in found.first))
+
+
+@app.command()
 def status(
     folder: RunFolder,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,

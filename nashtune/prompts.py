@@ -9,17 +9,18 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from nashtune.errors import PromptError
 from nashtune.judging.instructions import validate_constraint
 from nashtune.prompt_dedupe import near_duplicates
+from nashtune.prompt_overlap import OverlapIndex
 from nashtune.prompt_sets import PROMPT_SETS
 from nashtune.prompt_sources import BUILT_IN, Row, read_rows
 from nashtune.prompt_values import messages_of, shown, text_of
-from nashtune.recipe import PromptsSection
+from nashtune.recipe import ContaminationSection, PromptsSection
 from nashtune.records import Constraint, Message, Prompt
 from nashtune.seeds import canonical_json, content_hash, seed_for
 
@@ -33,8 +34,9 @@ TokenCounter = Callable[[Sequence[Message]], int]
 class PromptReport:
     """What became of the rows. ``bad_rows`` holds the first 100 as "file:line: reason"; all other figures are counts.
 
-    ``overlap``: training prompts left out because validation has them. ``unused``: good prompts that neither a part nor
-    validation needed. ``parts``: prompts per iteration.
+    ``overlap``: training prompts left out because validation has them. ``contaminated``: prompts that share words with an
+    evaluation, left out or not as the recipe says; ``contaminated_by``: how many with each. ``unused``: good prompts that
+    neither a part nor validation needed. ``parts``: prompts per iteration.
     """
 
     read: int
@@ -47,6 +49,8 @@ class PromptReport:
     unused: int
     validation: int
     parts: tuple[int, ...]
+    contaminated: int = 0
+    contaminated_by: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,7 @@ class PromptSplit:
 @dataclass(slots=True)
 class _Tally:
     counts: Counter[str] = field(default_factory=Counter)
+    contaminated_by: Counter[str] = field(default_factory=Counter)
     bad_rows: list[str] = field(default_factory=list)
 
     def bad(self, line: str) -> None:
@@ -73,7 +78,7 @@ class _Tally:
         first = f"; first bad row: {self.bad_rows[0]}" if self.bad_rows else ""
         return (
             f"rows read {c['read']}, bad {c['bad']}, exact duplicates {c['exact']}, near duplicates {c['near']}, "
-            f"too long {c['too_long']}, also in validation {c['overlap']}{first}"
+            f"too long {c['too_long']}, also in validation {c['overlap']}, contaminated {c['contaminated']}{first}"
         )
 
 
@@ -93,7 +98,7 @@ def load_prompts(
     if section.validation.source is not None:
         others, reserved = _read(section, section.validation.source, seed, tally)
         held_out = reserved or others
-    pool = _usable(pool, section, seed, count_tokens, tally)
+    pool = _clean(_usable(pool, section, seed, count_tokens, tally), section, tally)
     count = section.validation.count
     if held_out or section.validation.source is not None:
         held_out = _distinct(_usable(held_out, section, seed, count_tokens, tally), section, tally)
@@ -120,8 +125,16 @@ def load_prompts(
         unused=len(train) - sum(sizes) + spare,
         validation=len(validation),
         parts=sizes,
+        contaminated=c["contaminated"],
+        contaminated_by=dict(tally.contaminated_by),
     )
     return PromptSplit(parts, tuple(validation), report)
+
+
+def read_prompts(section: PromptsSection) -> list[Prompt]:
+    """A source's good prompts as they stand, undivided. Raises PromptError as ``load_prompts`` does."""
+    pool, held_out = _read(section, section.source, 0, _Tally())
+    return [*pool, *held_out]
 
 
 # ------------------------------------------------------------------------------------------------------ rows to prompts
@@ -283,6 +296,43 @@ def _without(prompts: Sequence[Prompt], validation: Sequence[Prompt], tally: _Ta
     kept = [p for p in prompts if _folded(p) not in held_out]
     tally.counts["overlap"] += len(prompts) - len(kept)
     return kept
+
+
+def _clean(prompts: Sequence[Prompt], section: PromptsSection, tally: _Tally) -> list[Prompt]:
+    """``prompts`` without those that share words with an evaluation, where the recipe asks for it."""
+    if (settings := section.contamination) is None:
+        return list(prompts)
+    index = overlap_index(settings)
+    kept = []
+    for prompt in prompts:
+        found = index.overlap(user_text(prompt))
+        if found is not None:
+            tally.counts["contaminated"] += 1
+            tally.contaminated_by.update(found.sets)
+        if found is None or not settings.drop:
+            kept.append(prompt)
+    return kept
+
+
+def overlap_index(settings: ContaminationSection) -> OverlapIndex:
+    """The words of the evaluations' prompts. Raises PromptError naming the source and row that cannot be read."""
+    return OverlapIndex({source: list(_texts(source)) for source in settings.against}, settings.words)
+
+
+def _texts(source: str) -> Iterator[str]:
+    for row in read_rows(source, "train", [*PROMPT_COLUMNS, "turns"]):
+        if isinstance(turns := row.fields.get("turns"), list):  # MT-Bench asks twice
+            yield from (text_of(turn, f"{row.where}: turns") for turn in turns)
+            continue
+        try:
+            yield user_text(_prompt(row, PromptsSection(source=source), PROMPT_COLUMNS))
+        except PromptError as error:
+            raise PromptError(f"{row.where}: {error}") from None
+
+
+def user_text(prompt: Prompt) -> str:
+    """All that a prompt's user says."""
+    return "\n".join(message.content for message in prompt.messages if message.role == "user")
 
 
 def _divide(

@@ -11,14 +11,14 @@ ROOT = Path(__file__).parent.parent / "nashtune"
 
 # Each layer may import itself only where it is one file or one package, and whatever stands above it.
 LAYERS = [
-    ["errors", "seeds", "progress", "environment", "together"],
+    ["errors", "seeds", "progress", "environment", "together", "prompt_overlap"],
     ["records", "objectives"],
     ["recipe"],
     ["store", "model", "prompt_sources", "prompt_values", "prompt_sets", "prompt_dedupe"],
     ["run", "scale", "starter"],
     ["prompts", "sampling", "judging", "pairs", "training", "evaluate", "report"],
     ["suites"],
-    ["stages", "show", "catalog"],
+    ["stages", "show", "catalog", "contamination"],
     ["loop", "chat", "doctor", "planning", "games"],
     ["lab"],
     ["cli"],

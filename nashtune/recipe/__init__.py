@@ -28,6 +28,7 @@ from nashtune.recipe.oracles import (
 from nashtune.recipe.recipe import Recipe
 from nashtune.recipe.sections import (
     BudgetSection,
+    ContaminationSection,
     DedupeSection,
     DefectsSection,
     HealthSection,
@@ -53,6 +54,7 @@ __all__ = [
     "CascadeOracle",
     "ColumnTeacher",
     "CompactOracle",
+    "ContaminationSection",
     "DedupeSection",
     "DefectsSection",
     "EngineSection",

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from nashtune.recipe.base import NEUTRAL, Rate, Section
+from nashtune.recipe.base import ADDED, NEUTRAL, Rate, Section
 from nashtune.recipe.oracles import Oracle
 
 
@@ -40,6 +40,17 @@ class ValidationSplit(Section):
     """A separate source for validation prompts (same formats); null holds out a part of `prompts.source`."""
 
 
+class ContaminationSection(Section):
+    """Training prompts that share a run of words with the prompts of evaluations."""
+
+    against: tuple[str, ...] = Field(min_length=1)
+    """The evaluations' prompts: sources of the same kinds as `prompts.source`."""
+    words: int = Field(default=10, ge=3)
+    """Length of a run of words that counts; a shorter evaluation prompt counts as a whole."""
+    drop: bool = True
+    """Leave such prompts out of training; false only counts them."""
+
+
 class PromptsSection(Section):
     """What the policy is asked."""
 
@@ -58,6 +69,8 @@ class PromptsSection(Section):
     on_bad_row: Literal["strict", "skip"] = "strict"
     """strict: a bad row ends the run with its line and reason; skip: it is counted and left out."""
     dedupe: DedupeSection = DedupeSection()
+    contamination: ContaminationSection | None = Field(default=None, json_schema_extra=ADDED)
+    """Look for overlap with evaluations; null does not."""
     max_prompt_tokens: int = Field(default=1024, ge=8)
     """Prompts longer than this after the chat template are left out and counted (tokens)."""
     per_iteration: int | None = Field(default=None, ge=1)
