@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import openai
 
 from nashtune.errors import OracleError
+from nashtune.judging.chat import well_formed
 from nashtune.recipe import EngineSection
 
 SHORTEST_SECRET = 16  # characters; a shorter key ("none", "EMPTY") is no secret and may be an ordinary word
@@ -60,7 +61,9 @@ class Endpoint:
         )
 
     def redact(self, text: str) -> str:
-        """Servers may repeat the key they were given; it must reach neither the ledger nor a message."""
+        """What a server says, fit to be kept: it may repeat the key it was given, which must reach neither the ledger nor a
+        message, and it may hold halves of surrogate pairs."""
+        text = well_formed(text)
         return text.replace(self._api_key, "[key]") if len(self._api_key) >= SHORTEST_SECRET else text
 
 
