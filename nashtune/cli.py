@@ -55,13 +55,10 @@ def run(
 
         settings = load_recipe(recipe_file(recipe), overrides or [])
         folder = recipe if (recipe / "recipe.yaml").is_file() else None
-        from nashtune.planning.plan import refuse_over_budget
-
-        refuse_over_budget(settings, folder, tell=print)
         from nashtune.loop import improve
         from nashtune.show import print_summary
 
-        best = improve(settings, folder, on_iteration=lambda r, s: print_summary(r, s))
+        best = improve(settings, folder, on_iteration=lambda r, s: print_summary(r, s), tell=print)
         from nashtune.report.assemble import write_report
         from nashtune.run import Run
         from nashtune.show import print_table

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from nashtune.recipe import Recipe
+from nashtune.planning.ready import refuse_unready
+from nashtune.recipe import Recipe, load_recipe
 from nashtune.records import IterationSummary
-from nashtune.run import Run
+from nashtune.run import Run, recipe_file
 from nashtune.stages.judging import judge
 from nashtune.stages.teacher import sample
 from nashtune.stages.training import make_pairs, train
@@ -21,11 +22,17 @@ def improve(
     recipe: Recipe | str | Path,
     folder: str | Path | None = None,
     on_iteration: Callable[[Run, IterationSummary], None] | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> IterationSummary | None:
     """Improve the recipe's policy; returns the best iteration's row. Resumes where an earlier call ended, however it did.
 
-    Every stage finds for itself what is already done, so this reads as if nothing ever stopped.
+    Every stage finds for itself what is already done, so this reads as if nothing ever stopped. Raises BudgetError or
+    OracleError before anything is made, where the run is expected to go over its budget or cannot reach its judge;
+    ``tell`` hears what it is expected to cost, where it has a budget.
     """
+    if not isinstance(recipe, Recipe):
+        recipe = load_recipe(recipe_file(recipe))
+    refuse_unready(recipe, Path(folder) if folder else None, tell)
     with Run.open(recipe, folder) as run:
         warm_up(run)
         if not run.finished(0):

@@ -32,6 +32,7 @@ ALLOWED = {
     ("model", "store"): "a GGUF file is converted by one process at a time",
     ("sampling", "judging"): "the remote engine sends its calls through the dispatcher of paid calls",
     ("judging", "training"): "a preference model reads hidden states in the packed layout of training",
+    ("loop", "planning"): "a run that will go over its budget, or cannot reach its judge, is refused before it begins",
     ("sampling", "scale"): "the sampler is a work-unit role",
     ("prompts", "prompt_sets"): "built-in sources",
     ("judging", "evaluate"): "a judge's biases have intervals clustered by prompt, as the contest's win rates do",

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from nashtune.recipe.methods import METHODS
-from nashtune.recipe.oracles import CascadeOracle, Oracle, PanelOracle
+from nashtune.recipe.oracles import CascadeOracle, CompactOracle, Oracle, PairwiseOracle, PanelOracle
 from nashtune.recipe.teachers import RemoteTeacher
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def contradictions(recipe: Recipe) -> Iterator[str]:
     if recipe.method is not None and recipe.method not in METHODS:
         yield f"method is {recipe.method!r}; accepted: {', '.join(METHODS)}"
     yield from _stages(recipe)
+    yield from _oracles(recipe)
     yield from _objective(recipe)
     yield from _sampled_policy(recipe)
 
@@ -85,6 +86,34 @@ def _stages(recipe: Recipe) -> list[str]:
         names = ", ".join(f"pairs.{name}" for name in unread)
         found.append(f"pairs.rule {recipe.pairs.rule!r} does not read {names}; remove what is not read")
     return found
+
+
+def _oracles(recipe: Recipe) -> Iterator[str]:
+    """What the judges' own settings, and those of their health, ask of each other."""
+    for part in (part for oracle in recipe.oracles for part in _parts(oracle)):
+        if isinstance(part, PanelOracle) and part.quorum > len(part.members):
+            yield (
+                f"oracle.panel.quorum is {part.quorum} but the panel has {len(part.members)} members; accepted: 1 to "
+                f"{len(part.members)}"
+            )
+        voting = isinstance(part, CompactOracle | PairwiseOracle) and part.use == "replies"
+        if voting and part.replies > 1 and part.temperature == 0:
+            yield (
+                f"oracle.{part.kind}.replies is {part.replies} at temperature 0: the same reply would be paid for "
+                f"{part.replies} times; accepted: replies 1, or a temperature above 0"
+            )
+
+
+def _parts(oracle: Oracle) -> Iterator[Oracle]:
+    """An oracle and those inside it."""
+    yield oracle
+    inside: list[Oracle] = []
+    if isinstance(oracle, PanelOracle):
+        inside = [member.oracle for member in oracle.members]
+    elif isinstance(oracle, CascadeOracle):
+        inside = [part for part in (oracle.cheap, oracle.strong, oracle.audit_oracle) if part is not None]
+    for part in inside:
+        yield from _parts(part)
 
 
 def _objective(recipe: Recipe) -> Iterator[str]:

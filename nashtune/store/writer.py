@@ -99,7 +99,7 @@ class Writer:
                 db.execute("SAVEPOINT one")
                 try:
                     write.outcome = write.apply(db)
-                except Exception as error:  # noqa: BLE001 - nothing is swallowed: whoever waits for the write raises it
+                except Exception as error:  # whoever waits for the write raises it
                     if isinstance(error, sqlite3.Error) and not isinstance(error, sqlite3.IntegrityError):
                         raise
                     db.execute("ROLLBACK TO one")
