@@ -12,6 +12,7 @@ from nashtune.planning.bills import (
     REPAIR_SHARE,
     RUBRIC_TOKENS,
     TURNED_SHARE,
+    UNSURE_SHARE,
     WORST_BYTES_PER_TOKEN,
     Bill,
     Factors,
@@ -280,7 +281,8 @@ class Estimator:
         elif self.set_bills:
             found.append(
                 f"the judge's replies: rubric {RUBRIC_TOKENS} tokens an answer and {100 * REPAIR_SHARE:.0f} % asked for again; "
-                f"cascade asks again on {100 * TURNED_SHARE:.0f} % of sets; hidden reasoning tokens are not counted"
+                f"cascade asks again on {100 * TURNED_SHARE:.0f} % of sets, with trust about {100 * UNSURE_SHARE:.0f} % of sets at "
+                "all; hidden reasoning tokens are not counted"
             )
         pairs = f"measured ({m.source})" if m.pairs_per_prompt is not None else "assumed"
         found.append(f"{self.pairs_per_prompt:.1f} new training pairs a prompt: {pairs}")
@@ -317,6 +319,7 @@ def alternatives(estimator: Estimator, engine: settings.EngineSection) -> list[A
     free = settings.ScriptedOracle(kind="scripted")
     cascade = settings.CascadeOracle(kind="cascade", cheap=free, strong=rubric, shown=3, audit=0.05)
     compact = settings.CompactOracle(kind="compact", engine=engine)
+    unsure = {"strong": compact, "audit_oracle": rubric, "trust": 0.7, "shown": 1000}
     named: Iterable[tuple[str, settings.Oracle]] = [
         ("as in the recipe", estimator.recipe.oracle),
         ("rubric, the paper's", rubric),
@@ -326,5 +329,6 @@ def alternatives(estimator: Estimator, engine: settings.EngineSection) -> list[A
         ("cascade: free judge, rubric on 3, 5 % audited", cascade),
         ("cascade: free judge, compact on 3, 5 % audited by rubric",
          cascade.model_copy(update={"strong": compact, "audit_oracle": rubric})),
+        ("cascade: fitted judge, compact where it is unsure, 5 % audited by rubric", cascade.model_copy(update=unsure)),
     ]  # fmt: skip
     return [estimator.judging_with(name, oracle) for name, oracle in named]

@@ -20,6 +20,8 @@ THRESHOLDS = {
 """The thresholds that each pair rule reads."""
 COMPARING = ("pairwise", "preference_model", "people")
 """Oracles that compare and do not score."""
+GIVE_PROBABILITIES = ("preference_model", "reward_model", "pairwise", "panel")
+"""Oracles whose P(i beats j) may lie anywhere between 0 and 1."""
 LEAST_K_VERSUS_POLICY = 3
 """Fewest samples from which P(y beats pi_t) is estimated: each is compared with two others."""
 
@@ -96,6 +98,11 @@ def _oracles(recipe: Recipe) -> Iterator[str]:
                 f"oracle.panel.quorum is {part.quorum} but the panel has {len(part.members)} members; accepted: 1 to "
                 f"{len(part.members)}"
             )
+        if isinstance(part, CascadeOracle) and part.trust is not None and part.cheap.kind not in GIVE_PROBABILITIES:
+            yield (
+                f"oracle.cascade.trust is {part.trust:g} but the cheap oracle {part.cheap.kind!r} does not say how sure it is; "
+                f"accepted: a cheap oracle of kind {', '.join(GIVE_PROBABILITIES)}, or trust null"
+            )
         voting = isinstance(part, CompactOracle | PairwiseOracle) and part.use == "replies"
         if voting and part.replies > 1 and part.temperature == 0:
             yield (
@@ -130,7 +137,8 @@ def _objective(recipe: Recipe) -> Iterator[str]:
     if "scores" in needs and rule != "teacher_wins" and not _scores(recipe.oracle):
         yield (
             f"objective.name {objective.name!r} reads scores but oracle.kind {recipe.oracle.kind!r} only compares; accepted: "
-            f"an oracle that scores, so none of {', '.join(COMPARING)} (in a panel, or as a cascade's strong oracle, neither)"
+            f"an oracle that scores, so none of {', '.join(COMPARING)} (nor inside a panel, nor as a "
+            "cascade's strong or trusted oracle)"
         )
     if "versus_policy" in needs:
         who = f"objective.name {objective.name!r} estimates P(y beats pi_t) from the other samples of pi_t"
@@ -146,7 +154,9 @@ def _scores(oracle: Oracle) -> bool:
     """Whether an oracle scores answers, and does not only compare them."""
     if isinstance(oracle, PanelOracle):
         return all(_scores(member.oracle) for member in oracle.members)
-    return _scores(oracle.strong) if isinstance(oracle, CascadeOracle) else oracle.kind not in COMPARING
+    if isinstance(oracle, CascadeOracle):
+        return _scores(oracle.strong) and (oracle.trust is None or _scores(oracle.cheap))
+    return oracle.kind not in COMPARING
 
 
 def _sampled_policy(recipe: Recipe) -> Iterator[str]:
