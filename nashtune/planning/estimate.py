@@ -175,7 +175,10 @@ class Estimator:
         if t == 0:
             rows += self._teacher_rows(0, "validate-teacher", count, self.held_out_texts)
         students = k * (1 + len(self.recipe.rivals(t)))
-        judge = self.recipe.judge(validation=True)
+        judge, anchors = self.recipe.judge(validation=True), self.recipe.health.anchors
+        if anchors:  # in the first iteration twice
+            sets = anchors * (1 if t else 2)
+            rows += self._judging(t, "anchor-judge", sets, k, self.teachers, self.held_out_texts, judge)
         return rows + self._judging(t, "validate-judge", count, students, self.teachers, self.held_out_texts, judge)
 
     def _sampling(self, t: int, stage: str, prompts: int, n: int, models: int = 1) -> Row:
@@ -281,7 +284,7 @@ class Estimator:
         elif self.set_bills:
             found.append(
                 f"the judge's replies: rubric {RUBRIC_TOKENS} tokens an answer and {100 * REPAIR_SHARE:.0f} % asked for again; "
-                f"cascade asks again on {100 * TURNED_SHARE:.0f} % of sets, with trust about {100 * UNSURE_SHARE:.0f} % of sets at "
+                f"cascade asks again on {100 * TURNED_SHARE:.0f} % of sets, with trust about {100 * UNSURE_SHARE:.0f} % at "
                 "all; hidden reasoning tokens are not counted"
             )
         pairs = f"measured ({m.source})" if m.pairs_per_prompt is not None else "assumed"

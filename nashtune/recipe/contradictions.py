@@ -32,6 +32,7 @@ def contradictions(recipe: Recipe) -> Iterator[str]:
         yield f"method is {recipe.method!r}; accepted: {', '.join(METHODS)}"
     yield from _stages(recipe)
     yield from _oracles(recipe)
+    yield from _anchors(recipe)
     yield from _objective(recipe)
     yield from _sampled_policy(recipe)
 
@@ -91,7 +92,7 @@ def _stages(recipe: Recipe) -> list[str]:
 
 
 def _oracles(recipe: Recipe) -> Iterator[str]:
-    """What the judges' own settings, and those of their health, ask of each other."""
+    """What the judges' own settings ask of each other."""
     for part in (part for oracle in recipe.oracles for part in _parts(oracle)):
         if isinstance(part, PanelOracle) and part.quorum > len(part.members):
             yield (
@@ -103,12 +104,21 @@ def _oracles(recipe: Recipe) -> Iterator[str]:
                 f"oracle.cascade.trust is {part.trust:g} but the cheap oracle {part.cheap.kind!r} does not say how sure it is; "
                 f"accepted: a cheap oracle of kind {', '.join(GIVE_PROBABILITIES)}, or trust null"
             )
-        voting = isinstance(part, CompactOracle | PairwiseOracle) and part.use == "replies"
-        if voting and part.replies > 1 and part.temperature == 0:
+        if not isinstance(part, CompactOracle | PairwiseOracle) or part.use != "replies":
+            continue
+        if part.replies > 1 and part.temperature == 0:
             yield (
                 f"oracle.{part.kind}.replies is {part.replies} at temperature 0: the same reply would be paid for "
                 f"{part.replies} times; accepted: replies 1, or a temperature above 0"
             )
+
+
+def _anchors(recipe: Recipe) -> Iterator[str]:
+    held_out = recipe.prompts.validation.count
+    if recipe.health.anchors > held_out:
+        yield (
+            f"health.anchors is {recipe.health.anchors} but prompts.validation.count is {held_out}; accepted: 0 to {held_out}"
+        )
 
 
 def _parts(oracle: Oracle) -> Iterator[Oracle]:

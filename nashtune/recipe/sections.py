@@ -249,7 +249,12 @@ class HealthSection(Section):
     min_audit_agreement: Rate = 0.6
     """Least balanced share of an audit's verdicts that a cascade repeats (the upper end of its interval; coin tosses: 0.5)."""
     max_drift: float = Field(default=0.5, ge=0)
-    """Largest mean absolute change of the scores of answers judged before (points)."""
+    """Largest mean absolute change of the scores of answers judged before (points); with anchors, beyond the change that
+    judging again at once makes."""
+    anchors: int = Field(default=0, ge=0, json_schema_extra=NEUTRAL)
+    """Held-out sets of iteration 0 that are judged again in each iteration (in the first one twice), to see whether the judge
+    drifts. They cost their judging. 0: drift is read off the initial policy's answers in the held-out contests, whose
+    company changes."""
     stop_on_alarm: bool = False
     """Stop the run after a judging stage that gives cause for alarm; false only reports it."""
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nashtune.errors import OracleError, StoreError
+from nashtune.judging.agreement import Drift
 from nashtune.judging.health import JudgeHealth, examine
 from nashtune.records import Judgment, Response
 from nashtune.run import Run, Stage
+from nashtune.stages.anchors import anchor_drift
 from nashtune.stages.candidates import Judgments, Units
 from nashtune.store import tables
 
@@ -28,12 +30,19 @@ class StageHealth:
 def health_of(run: Run, judgments: Judgments) -> JudgeHealth:
     """The health of a judging stage whose units are all committed."""
     candidates, units = judgments.candidates, judgments.units
-    anchors = None
-    if candidates.validation and candidates.iteration and run.stage(0, "validate-judge").file.exists():
-        first = _committed(run.stage(0, "validate-judge"))
-        now = [units.file(index) for index in range(candidates.part.units)]
-        anchors = tables.stream(Judgment, first), tables.stream(Judgment, now)
+    now = [units.file(index) for index in range(candidates.part.units)]
+    anchors = _anchors(run, candidates.iteration, now) if candidates.validation else None
     return examine(((answers, judgment) for _, answers, judgment in judgments), run.recipe.health, anchors)
+
+
+def _anchors(run: Run, iteration: int, now: list[Path]) -> tuple[Iterator[Judgment], Iterator[Judgment]] | Drift | None:
+    """The iteration's anchors, where it judged any; else the answers that its held-out sets ``now`` share with the first."""
+    if found := anchor_drift(run, iteration):
+        moved, again = found
+        return moved and replace(moved, rejudged=again.mean_change if again else None)
+    if not iteration or not run.stage(0, "validate-judge").file.exists():
+        return None
+    return tables.stream(Judgment, _committed(run.stage(0, "validate-judge"))), tables.stream(Judgment, now)
 
 
 def stop_on_alarm(run: Run, stage: Stage, judgments: Judgments) -> None:
@@ -74,9 +83,7 @@ def _has_judge(stage: Stage) -> bool:
 
 def _health_on_disk(run: Run, iteration: int, name: str) -> JudgeHealth:
     stage = run.stage(iteration, name)
-    anchors = None
-    if name == "validate-judge" and iteration and run.stage(0, name).file.exists():
-        anchors = tables.stream(Judgment, _committed(run.stage(0, name))), tables.stream(Judgment, _committed(stage))
+    anchors = _anchors(run, iteration, _committed(stage)) if name == "validate-judge" else None
     return examine(_judged(run, iteration, stage), run.recipe.health, anchors)
 
 

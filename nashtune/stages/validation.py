@@ -12,6 +12,7 @@ from nashtune.evaluate.winrate import Labelled, contest, mean_measure, mean_scor
 from nashtune.records import Interval, IterationSummary
 from nashtune.report.card import CardInput, model_card
 from nashtune.run import Run
+from nashtune.stages.anchors import judge_anchors
 from nashtune.stages.candidates import Candidates, PromptPart
 from nashtune.stages.judging import judge
 from nashtune.stages.prepare import validation_part
@@ -26,7 +27,10 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 def validate(run: Run, iteration: int) -> IterationSummary:
     """Judge policy ``iteration`` on the held-out prompts against the initial policy, the previous one and the teacher,
     all in one candidate set per prompt; record the iteration's row."""
-    judgments = judge(run, held_out(run, iteration))
+    candidates = held_out(run, iteration)
+    if run.recipe.health.anchors:
+        judge_anchors(run, iteration, held_out(run, 0) if iteration else candidates)
+    judgments = judge(run, candidates)
     rows: list[Labelled] = []
     words: list[int] = []
     unusable = 0
@@ -97,7 +101,7 @@ def _from_records(run: Run, iteration: int) -> dict[str, Any]:
     facts = {name: record["facts"] for name, record in records.items()}
     pairs, trained = facts.get("pairs", {}), facts.get("train", {})
     tokens = {name: found["tokens"] for name, found in facts.items() if "tokens" in found}
-    for name in ("judge", "validate-judge"):
+    for name in ("judge", "validate-judge", "anchor-judge"):
         if spent := sum(facts.get(name, {}).get(key, 0) for key in ("prompt_tokens", "completion_tokens")):
             tokens[name] = spent
     costs = [c for found in facts.values() if (c := found.get("cost_usd")) is not None]
