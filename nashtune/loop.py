@@ -8,6 +8,7 @@ from pathlib import Path
 from nashtune.recipe import Recipe
 from nashtune.records import IterationSummary
 from nashtune.run import Run
+from nashtune.stages.averaging import conclude
 from nashtune.stages.judging import judge
 from nashtune.stages.teacher import sample
 from nashtune.stages.training import make_pairs, train
@@ -22,7 +23,8 @@ def improve(
     folder: str | Path | None = None,
     on_iteration: Callable[[Run, IterationSummary], None] | None = None,
 ) -> IterationSummary | None:
-    """Improve the recipe's policy; returns the best iteration's row. Resumes where an earlier call ended, however it did.
+    """Improve the recipe's policy; returns the row of the policy in ``best/``: the best iteration's, unless the recipe's
+    ``average`` says otherwise. Resumes where an earlier call ended, however it did.
 
     Every stage finds for itself what is already done, so this reads as if nothing ever stopped.
     """
@@ -40,4 +42,4 @@ def improve(
             summary = validate(run, t)
             if on_iteration:
                 on_iteration(run, summary)
-        return run.best()  # line 9
+        return conclude(run)  # line 9: the best of pi_0 ... pi_T (or the last, or their average)

@@ -14,12 +14,12 @@ LAYERS = [
     ["errors", "seeds", "progress", "environment", "together", "prompt_overlap"],
     ["records", "objectives"],
     ["recipe"],
-    ["store", "model", "prompt_sources", "prompt_values", "prompt_sets", "prompt_dedupe"],
+    ["store", "model", "summaries", "prompt_sources", "prompt_values", "prompt_sets", "prompt_dedupe"],
     ["run", "scale", "starter"],
-    ["prompts", "sampling", "judging", "pairs", "training", "evaluate", "report"],
+    ["prompts", "sampling", "judging", "pairs", "training", "evaluate", "report", "games"],
     ["suites"],
     ["stages", "show", "catalog", "contamination"],
-    ["loop", "chat", "doctor", "planning", "games"],
+    ["loop", "chat", "doctor", "planning"],
     ["lab"],
     ["cli"],
 ]
@@ -34,6 +34,8 @@ ALLOWED = {
     ("judging", "training"): "a preference model reads hidden states in the packed layout of training",
     ("sampling", "scale"): "the sampler is a work-unit role",
     ("prompts", "prompt_sets"): "built-in sources",
+    ("evaluate", "games"): "the policies of a run play a matrix game: its equilibrium",
+    ("games", "report"): "games are drawn as the report's charts are",
     ("judging", "evaluate"): "a judge's biases have intervals clustered by prompt, as the contest's win rates do",
 }
 
@@ -95,6 +97,8 @@ FAST = [
     "judging.health",
     "stages.health",
     "evaluate.winrate",
+    "evaluate.payoffs",
+    "stages.export",
     "report.html",
     "planning.plan",
     "games.play",
