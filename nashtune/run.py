@@ -38,7 +38,7 @@ from nashtune.store.files import (
     write_atomic,
     write_json,
 )
-from nashtune.summaries import AVERAGE, selection_value, summary_from
+from nashtune.summaries import AVERAGE, exported_policy, selection_value, summary_from
 
 # What decides the identity of samples already drawn; a rollback or fork cannot change it under kept iterations.
 FROZEN_SECTIONS = ("name", "seed", "policy", "prompts")
@@ -198,6 +198,11 @@ class Run:
         if not row.exists() or weights.record()["facts"]["iterations"] != list(self.iterations()):
             return None
         return summary_from(read_json(row))
+
+    def exported(self) -> str:
+        """Which policy lies in ``best/``, in words; "" where none does, or no record of it."""
+        file = self.folder / "export.json"
+        return exported_policy(read_json(file), self.recipe.iterations) if file.exists() else ""
 
     def state(self) -> str:
         """What the run is at, in words: "finished", or the iteration and stage that comes next."""

@@ -28,6 +28,15 @@ def column_name(iteration: int) -> str:
     return {0: "initial", AVERAGE: "average"}.get(iteration, str(iteration))
 
 
+def exported_policy(record: dict[str, Any], iterations: int) -> str:
+    """What a run's export.json says, in words; ``iterations`` is how many the average is of."""
+    number, how = record["iteration"], record["average"]
+    if number == AVERAGE:
+        return f"the average of iterations 1 to {iterations}"
+    name = "the initial policy" if number == 0 else f"iteration {number}"
+    return f"{name} ({'the best, until the average is made' if how == 'weights' else how})"
+
+
 def selection_value(summary: IterationSummary, name: str) -> float | None:
     """The figure that ``validate.select`` names; the initial policy wins half of its contests with itself."""
     if name == "win_rate_vs_initial":

@@ -43,4 +43,4 @@ def improvement_bound(kl: Interval | None, eta: float | None) -> Interval | None
     (KL(pi* || pi_t) <= 1 / (2 eta), as no win rate exceeds 1)."""
     if kl is None or eta is None:
         return None
-    return Interval(*(0.5 + eta * value for value in (kl.value, kl.low, kl.high)), kl.n)
+    return Interval(0.5 + eta * kl.value, 0.5 + eta * kl.low, 0.5 + eta * kl.high, kl.n)

@@ -55,10 +55,12 @@ def payoffs(tallied: Array, policies: Sequence[int], best: int | None, confidenc
     """The game of ``policies`` (iterations, oldest first) from ``tallied`` [N, K+1, K+1]; ``seed`` is the bootstrap's."""
     places = range(len(policies))
     matrix = tuple(tuple(_cell(tallied[:, i, j], confidence) if i != j else None for j in places) for i in places)
-    values = np.array([[0.5 if i == j else np.nan if (c := matrix[i][j]) is None else c.value for j in places] for i in places])
+    values = np.array(
+        [[0.5 if i == j else np.nan if (c := matrix[i][j]) is None else c.value for j in places] for i in places]
+    )
     complete = not np.isnan(values).any()
     mixtures = {"last": np.eye(len(policies))[-1]}
-    if best in policies:
+    if best is not None and best in policies:
         mixtures["best"] = np.eye(len(policies))[list(policies).index(best)]
     if complete:
         mixtures["uniform"] = np.full(len(policies), 1 / len(policies))
@@ -97,9 +99,7 @@ def _against(matrices: Array, mixture: Array) -> Array:
     return matrices[..., used] @ mixture[used]
 
 
-def _exploitability(
-    tallied: Array, values: Array, draws: Array, mixture: Array, confidence: float
-) -> Interval | None:
+def _exploitability(tallied: Array, values: Array, draws: Array, mixture: Array, confidence: float) -> Interval | None:
     """max_i P(policy i beats the mixture) - 1/2 over the policies that have met it, with its bootstrap interval; None where
     none but itself has. Where every resample agrees, Wilson's interval of the win rates takes the bootstrap's place."""
     against = _against(values, mixture)

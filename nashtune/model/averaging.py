@@ -86,7 +86,9 @@ def _mean(name: str, readers: Sequence[_Weights]) -> Tensor:
     for reader in readers[1:]:
         other = reader.tensor(name)
         if other.shape != first.shape or (not other.is_floating_point() and not torch.equal(other, first)):
-            raise ModelError(f"{reader.policy.folder}: {name} differs in shape, or in its integers, from {readers[0].policy.folder}")
+            raise ModelError(
+                f"{reader.policy.folder}: {name} differs in shape, or in its integers, from {readers[0].policy.folder}"
+            )
         total += other.double()
     return (total / len(readers)).float() if first.is_floating_point() else first
 

@@ -53,7 +53,14 @@ def _stages(plan: Plan) -> Table:
         seconds = "-" if row.seconds is None else _number(row.seconds)
         tokens = _number(row.tokens) if row.tokens else ""
         table.add_row(
-            "average" if row.iteration == AVERAGE else str(row.iteration), row.stage, row.model, _number(row.items), tokens, *shown, seconds, end_section=last
+            "average" if row.iteration == AVERAGE else str(row.iteration),
+            row.stage,
+            row.model,
+            _number(row.items),
+            tokens,
+            *shown,
+            seconds,
+            end_section=last,
         )
     figures = ("tokens", "calls", "prompt_tokens", "completion_tokens")
     sums = [_number(plan.sum_of(figure)) for figure in figures]

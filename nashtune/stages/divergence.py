@@ -33,7 +33,9 @@ def kl_from_previous(run: Run, iteration: int) -> Interval | None:
     drawn = _drawn(run, iteration, part)
     # float32: in bfloat16 an answer's log-prob is off by up to a nat between layouts, as much as small steps move it
     new = _scored(run, iteration, "kl-scores", part, drawn, Scorer(policy_of(run, iteration), NEW, "float32"))
-    old = _scored(run, iteration, "kl-scores-previous", part, drawn, Scorer(policy_of(run, iteration - 1), OLD, "float32"))
+    old = _scored(
+        run, iteration, "kl-scores-previous", part, drawn, Scorer(policy_of(run, iteration - 1), OLD, "float32")
+    )
     return mean_interval(list(log_ratios(part, drawn, new, old).values()), run.recipe.validate_.confidence)
 
 
@@ -41,7 +43,9 @@ def log_ratios(part: PromptPart, drawn: Units, new: Units, old: Units) -> dict[s
     """Each prompt's mean log pi_t(y) - log pi_t-1(y), by prompt id."""
     found: dict[str, list[float]] = {}
     for index in range(part.units):
-        after, before = ({row.response_id: row.logprob for row in tables.read(LogProb, u.file(index))} for u in (new, old))
+        after, before = (
+            {row.response_id: row.logprob for row in tables.read(LogProb, u.file(index))} for u in (new, old)
+        )
         for response in tables.read(Response, drawn.file(index)):
             found.setdefault(response.prompt_id, []).append(after[response.id] - before[response.id])
     return {prompt: sum(values) / len(values) for prompt, values in found.items()}
@@ -75,5 +79,3 @@ def _scored(run: Run, iteration: int, name: str, part: PromptPart, drawn: Units,
 
     once(stage, inputs, make)
     return units
-
-

@@ -1,7 +1,7 @@
 """What a run gives away: ``best/``, an ordinary transformers folder with a model card, and which policy that is.
 
-RUN/export.json says it: ``average`` the recipe's word, ``iteration`` a number or AVERAGE, ``policy`` its fingerprint, ``rows`` the
-number of iterations that were validated when its card was written.
+RUN/export.json says it: ``average`` the recipe's word, ``iteration`` a number or AVERAGE, ``policy`` its fingerprint, ``rows``
+how many iterations were validated when its card was written.
 """
 
 from __future__ import annotations
