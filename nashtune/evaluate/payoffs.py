@@ -86,8 +86,8 @@ def _resampled(tallied: Array, seed: int) -> Array:
     n, size = len(tallied), tallied.shape[1]
     drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), RESAMPLES) if n else np.zeros((RESAMPLES, 0))
     known = ~np.isnan(tallied)
-    counts = drawn @ known.reshape(n, -1)
-    sums = drawn @ np.where(known, tallied, 0.0).reshape(n, -1)
+    counts = drawn @ known.reshape(n, size * size)
+    sums = drawn @ np.where(known, tallied, 0.0).reshape(n, size * size)
     found = np.where(counts > 0, sums / np.maximum(counts, 1), np.nan).reshape(-1, size, size)
     found[:, range(size), range(size)] = 0.5
     return found
@@ -107,7 +107,8 @@ def _exploitability(tallied: Array, values: Array, draws: Array, mixture: Array,
     if not rivals:
         return None
     value = float(np.nanmax(against)) - 0.5
-    spread = np.nanmax(_against(draws, mixture), axis=1) - 0.5
+    drawn = _against(draws, mixture)
+    spread = np.nanmax(drawn[~np.isnan(drawn).all(axis=1)], axis=1) - 0.5  # a resample may hold no verdict at all
     low, high = np.quantile(spread, [(1 - confidence) / 2, (1 + confidence) / 2])
     cells = [known for i in rivals if len(known := _known(_against(_filled(tallied), mixture)[:, i]))]
     n = max(map(len, cells))
