@@ -11,9 +11,9 @@ from nashtune.report.tables import Cell, Row, interval_range, percent
 from nashtune.summaries import column_name
 
 STEP_COLUMNS = (
-    "KL from the previous, nats per answer",
+    "KL from the previous (nats)",
     "bound of eq. (9)",
-    "measured against the previous",
+    "wins against the previous",
     "exploitability",
 )
 NAMES = {"last": "the last policy", "best": "the best", "uniform": "the uniform mixture of all"}
