@@ -414,15 +414,15 @@ def test_theory_stands_beside_what_was_measured() -> None:
     assert table(page, "theory-table")[1] == [
         "1",
         "6.50 6.00–7.00",
-        "115\xa0% 110–120",
-        "58\xa0% 49–67",
+        "115 % 110–120",
+        "58 % 49–67",
         "0.125 0.000–0.250",
     ]
     assert table(page, "payoff-table") == [
         ["policy beats", "initial", "1", "teacher"],
-        ["initial", "·", "25\xa0% 15–35", "25\xa0% 10–40"],
-        ["1", "75\xa0% 65–85", "·", "25\xa0% 10–40"],
-        ["weight in the equilibrium", "25\xa0%", "75\xa0%", "·"],
+        ["initial", "·", "25 % 15–35", "25 % 10–40"],
+        ["1", "75 % 65–85", "·", "25 % 10–40"],
+        ["weight in the equilibrium", "25 %", "75 %", "·"],
     ]
     assert "a comparison, not a guarantee" in page.text
     assert "longer than 1/(2 eta) = 5 nats; iteration 1 moved further" in page.text
