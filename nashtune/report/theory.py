@@ -8,7 +8,7 @@ from typing import Any
 
 from nashtune.records import Interval, IterationSummary, Payoffs
 from nashtune.report.tables import Cell, Row, interval_range, percent
-from nashtune.summaries import column_name
+from nashtune.summaries import AVERAGE, column_name
 
 STEP_COLUMNS = (
     "KL from the previous (nats)",
@@ -96,15 +96,16 @@ def _bound_remarks(trained: Sequence[IterationSummary], recipe: Mapping[str, Any
     far = [s.iteration for s in trained if s.kl_from_previous and s.kl_from_previous.value > longest]
     if far:
         said.append(
-            f"No exact step with this eta is longer than 1/(2 eta) = {longest:g} nats; iteration "
-            f"{', '.join(map(str, far))} moved further, so its bound is above what any policy can win."
+            f"No exact step with this eta is longer than 1/(2 eta) = {longest:g} nats, as none wins more than always; further "
+            f"than that moved: iteration {', '.join(map(str, far))}."
         )
     return said
 
 
 def _game_remarks(found: Payoffs) -> list[str]:
+    names = NAMES | ({"last": "the average"} if found.policies[-1] == AVERAGE else {})
     parts = [
-        f"{NAMES[name]} {value.value:.3f} ({value.low:.3f}–{value.high:.3f})"
+        f"{names[name]} {value.value:.3f} ({value.low:.3f}–{value.high:.3f})"
         for name, value in found.exploitability.items()
         if not (name == "best" and found.best == found.policies[-1])
     ]
