@@ -183,5 +183,5 @@ def test_a_policy_that_is_gone_cannot_be_exported(tiny_folder: Path, tmp_path: P
     shutil.rmtree(run.iteration_folder(1) / "policy")
     improve(run.recipe)  # it lies in best/ already
     shutil.rmtree(run.folder / "best")
-    with pytest.raises(StoreError, match="is gone"):
+    with pytest.raises(StoreError, match="its weights were removed"):
         improve(run.recipe)

@@ -10,7 +10,6 @@ import shutil
 from datetime import date
 from pathlib import Path
 
-from nashtune.errors import StoreError
 from nashtune.records import IterationSummary
 from nashtune.report.card import CardInput, model_card
 from nashtune.run import Run
@@ -63,8 +62,6 @@ def _card(run: Run, chosen: int) -> str:
 
 
 def _copy(source: Path, target: Path, card: str) -> None:
-    if not source.is_dir():
-        raise StoreError(f"{source}: the policy that is to be exported is gone")
     partial = target.with_name(f"{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
