@@ -199,6 +199,14 @@ class Run:
             return None
         return summary_from(read_json(row))
 
+    def held_in_best(self) -> int | None:
+        """The iteration (or AVERAGE) whose policy lies in ``best/``; without a record of it, the best one. None: none does."""
+        if not (self.folder / "best").is_dir():
+            return None
+        if (file := self.folder / "export.json").exists():
+            return read_json(file)["iteration"]
+        return best.iteration if (best := self.best()) else None
+
     def exported(self) -> str:
         """Which policy lies in ``best/``, in words; "" where none does, or no record of it."""
         file = self.folder / "export.json"
