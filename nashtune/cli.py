@@ -62,12 +62,14 @@ def run(
         from nashtune.report.assemble import write_report
         from nashtune.run import Run
         from nashtune.show import print_table
+        from nashtune.summaries import AVERAGE
 
         done = Run.read(folder or Path(settings.folder) / settings.name)
         print_table(done)
         print(f"report  {write_report(done)}")
         if best is not None:
-            print(f"best    iteration {best.iteration}: {done.folder / 'best'}")
+            name = "the average of all iterations" if best.iteration == AVERAGE else f"iteration {best.iteration}"
+            print(f"{settings.average:<7} {name}: {done.folder / 'best'}")
 
 
 @app.command()

@@ -14,12 +14,12 @@ LAYERS = [
     ["errors", "seeds", "progress", "environment", "together", "prompt_overlap"],
     ["records", "objectives"],
     ["recipe"],
-    ["store", "model", "prompt_sources", "prompt_values", "prompt_sets", "prompt_dedupe"],
+    ["store", "model", "summaries", "prompt_sources", "prompt_values", "prompt_sets", "prompt_dedupe"],
     ["run", "scale", "starter"],
-    ["prompts", "sampling", "judging", "pairs", "training", "evaluate", "report"],
+    ["prompts", "sampling", "judging", "pairs", "training", "evaluate", "report", "games"],
     ["suites"],
     ["stages", "show", "catalog", "contamination"],
-    ["loop", "chat", "doctor", "planning", "games"],
+    ["loop", "chat", "doctor", "planning"],
     ["lab"],
     ["cli"],
 ]
@@ -35,6 +35,8 @@ ALLOWED = {
     ("loop", "planning"): "a run that will go over its budget, or cannot reach its judge, is refused before it begins",
     ("sampling", "scale"): "the sampler is a work-unit role",
     ("prompts", "prompt_sets"): "built-in sources",
+    ("evaluate", "games"): "the policies of a run play a matrix game: its equilibrium",
+    ("games", "report"): "games are drawn as the report's charts are",
     ("judging", "evaluate"): "a judge's biases have intervals clustered by prompt, as the contest's win rates do",
 }
 
@@ -96,6 +98,8 @@ FAST = [
     "judging.health",
     "stages.health",
     "evaluate.winrate",
+    "evaluate.payoffs",
+    "stages.export",
     "report.html",
     "planning.plan",
     "games.play",

@@ -225,7 +225,9 @@ def test_neutral_settings_change_no_identity_and_identity_settings_do() -> None:
         if i.json_schema_extra == NEUTRAL
     }
     assert declared == {
+        "Recipe.average",
         "Recipe.folder",
+        "ValidateSection.kl_samples",
         "Recipe.health",
         "Recipe.shared",
         "ScaleSection.workers",

@@ -25,6 +25,7 @@ from nashtune.planning.measured import Answers, Measured
 from nashtune.planning.work import Work
 from nashtune.recipe import BestOfN, Recipe, RemoteTeacher
 from nashtune.records import Prompt
+from nashtune.summaries import AVERAGE
 
 PAIRS_PER_PROMPT = 2.0
 """Where no run has shown how many pairs the rule finds (the paper's first iteration has about two)."""
@@ -166,20 +167,26 @@ class Estimator:
                 )
                 found.append(self._training(t))
             found += self._validation(t)
+        if self.recipe.average == "weights":
+            found += self._validation(AVERAGE)
         return found
 
     def _validation(self, t: int) -> list[Row]:
-        """Held-out sets: this policy, the earlier ones that it is compared with, and the teacher."""
-        k, count = self.recipe.validate_.k, self.work.validation
+        """Held-out sets: this policy, the earlier ones that it is compared with, and the teacher; and its divergence."""
+        k, count, n = self.recipe.validate_.k, self.work.validation, self.recipe.validate_.kl_samples
         rows = [self._sampling(t, "validate-sample", count, k)]
         if t == 0:
             rows += self._teacher_rows(0, "validate-teacher", count, self.held_out_texts)
-        students = k * (1 + len(self.recipe.rivals(t)))
+        place = self.recipe.iterations + 1 if t == AVERAGE else t
+        students = k * (1 + len(self.recipe.rivals(place)))
         judge, anchors = self.recipe.judge(validation=True), self.recipe.health.anchors
-        if anchors:  # in the first iteration twice
+        if anchors and t != AVERAGE:  # in the first iteration twice
             sets = anchors * (1 if t else 2)
             rows += self._judging(t, "anchor-judge", sets, k, self.teachers, self.held_out_texts, judge)
-        return rows + self._judging(t, "validate-judge", count, students, self.teachers, self.held_out_texts, judge)
+        rows += self._judging(t, "validate-judge", count, students, self.teachers, self.held_out_texts, judge)
+        if t >= 1 and n and self.recipe.sampling.engine != "scripted":
+            rows.append(self._sampling(t, "kl-sample", count, n))
+        return rows
 
     def _sampling(self, t: int, stage: str, prompts: int, n: int, models: int = 1) -> Row:
         """``models`` are computed at each token; the measured rate is that of one."""

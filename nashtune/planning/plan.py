@@ -49,7 +49,7 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """For scripts. Dollars, tokens, seconds and bytes; null where something is not known."""
         figures = ("calls", "prompt_tokens", "completion_tokens", "tokens", "usd", "usd_sync", "usd_batch", "usd_worst")
-        iterations = sorted({row.iteration for row in self.rows})
+        iterations = sorted({row.iteration for row in self.rows}, key=lambda t: (t < 0, t))  # the average last
         return {
             "name": self.name,
             "folder": str(self.folder),

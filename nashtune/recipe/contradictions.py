@@ -78,6 +78,10 @@ def _stages(recipe: Recipe) -> list[str]:
         found.append("oracle.guard.min_words is above oracle.guard.max_words")
     if recipe.validate_.select == "satisfied_and_good" and recipe.validation_oracle.kind != "rules":
         found.append("validate.select 'satisfied_and_good' needs oracle.kind (or validate.oracle.kind) 'rules'")
+    if recipe.average == "weights" and recipe.sampling.engine == "scripted":
+        found.append(
+            "average is 'weights' but sampling.engine 'scripted' has no weights; accepted: average 'best' or 'last'"
+        )
     read, fields = THRESHOLDS.get(recipe.pairs.rule, ()), type(recipe.pairs).model_fields
     unread = [
         name

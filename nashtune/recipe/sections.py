@@ -218,6 +218,13 @@ class ValidateSection(Section):
     """Level of the intervals (clustered by prompt)."""
     select: Literal["win_rate_vs_initial", "mean_score", "satisfied_and_good"] = "win_rate_vs_initial"
     """What decides the best iteration; ties go to the earlier one."""
+    payoffs: bool = Field(default=False, json_schema_extra=ADDED)
+    """Put the answers of every earlier policy into the held-out candidate sets, not those of the first and the last alone, so
+    that every two policies of the run are compared (exploitability). The sets grow with each iteration, and so does what a
+    paid judge asks for them (`nashtune plan`)."""
+    kl_samples: int = Field(default=1, ge=0, json_schema_extra=NEUTRAL)
+    """Answers per held-out prompt, drawn at temperature 1 from the whole vocabulary, that estimate KL(pi_t || pi_t-1); 0 draws
+    none and leaves it unknown. Native engine; no oracle sees them."""
 
 
 class BudgetSection(Section):

@@ -16,7 +16,7 @@ from nashtune.judging.agreement import Drift, drift
 from nashtune.judging.registry import open_oracle
 from nashtune.progress import progress
 from nashtune.records import Judgment
-from nashtune.run import Run, Stage
+from nashtune.run import Run
 from nashtune.seeds import seed_for
 from nashtune.stages.candidates import Candidate, Candidates
 from nashtune.stages.endpoints import check_endpoints
@@ -88,13 +88,9 @@ def anchor_drift(run: Run, iteration: int) -> tuple[Drift | None, Drift | None] 
     judged = [stage for stage in stages if stage.file.exists()]
     if len(judged) < 2 or not stages[-1].file.exists():
         return None
-    first, again = _committed(judged[0])[:2]
-    now = _committed(stages[-1])[:1]
+    first, again = judged[0].committed()[:2]
+    now = stages[-1].committed()[:1]
     return (
         drift(tables.stream(Judgment, [first]), tables.stream(Judgment, now)),
         drift(tables.stream(Judgment, [first]), tables.stream(Judgment, [again])),
     )
-
-
-def _committed(stage: Stage) -> list[Path]:
-    return sorted(stage.folder.glob(f"*-{stage.record()['key']}.parquet"))

@@ -42,7 +42,7 @@ def _anchors(run: Run, iteration: int, now: list[Path]) -> tuple[Iterator[Judgme
         return moved and replace(moved, rejudged=again.mean_change if again else None)
     if not iteration or not run.stage(0, "validate-judge").file.exists():
         return None
-    return tables.stream(Judgment, _committed(run.stage(0, "validate-judge"))), tables.stream(Judgment, now)
+    return tables.stream(Judgment, run.stage(0, "validate-judge").committed()), tables.stream(Judgment, now)
 
 
 def stop_on_alarm(run: Run, stage: Stage, judgments: Judgments) -> None:
@@ -83,7 +83,7 @@ def _has_judge(stage: Stage) -> bool:
 
 def _health_on_disk(run: Run, iteration: int, name: str) -> JudgeHealth:
     stage = run.stage(iteration, name)
-    anchors = _anchors(run, iteration, _committed(stage)) if name == "validate-judge" else None
+    anchors = _anchors(run, iteration, stage.committed()) if name == "validate-judge" else None
     return examine(_judged(run, iteration, stage), run.recipe.health, anchors)
 
 
@@ -92,17 +92,12 @@ def _judged(run: Run, iteration: int, stage: Stage) -> Iterator[tuple[list[Respo
     if stage.name == "judge":
         places = [(iteration, "sample"), (iteration, "teacher")]
     else:
-        places = [(t, "validate-sample") for t in sorted({0, max(0, iteration - 1), iteration})]
+        places = [(t, "validate-sample") for t in range(iteration + 1)]
         places.append((0, "validate-teacher"))
     answered = [Units(s.folder, s.record()["key"]) for t, name in places if (s := run.stage(t, name)).file.exists()]
-    for index, file in enumerate(_committed(stage)):
+    for index, file in enumerate(stage.committed()):
         answers = {r.id: r for units in answered for r in tables.read(Response, units.file(index))}
         for judgment in tables.read(Judgment, file):
             if missing := [i for i in judgment.response_ids if i not in answers]:
                 raise StoreError(f"{file}: the answer {missing[0]} that was judged is in none of {places}")
             yield [answers[i] for i in judgment.response_ids], judgment
-
-
-def _committed(stage: Stage) -> list[Path]:
-    """The units of a finished stage, in order of the input."""
-    return sorted(stage.folder.glob(f"*-{stage.record()['key']}.parquet"))
