@@ -258,7 +258,7 @@ class HealthSection(Section):
     max_drift: float = Field(default=0.5, ge=0)
     """Largest mean absolute change of the scores of answers judged before (points); with anchors, beyond the change that
     judging again at once makes."""
-    anchors: int = Field(default=0, ge=0, json_schema_extra=NEUTRAL)
+    anchors: int = Field(default=0, ge=0)
     """Held-out sets of iteration 0 that are judged again in each iteration (in the first one twice), to see whether the judge
     drifts. They cost their judging. 0: drift is read off the initial policy's answers in the held-out contests, whose
     company changes."""
