@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
+import time
 from collections import Counter
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ from nashtune.pairs import replay
 from nashtune.recipe import Recipe, ReplaySection, parse_recipe
 from nashtune.records import Judgment, Pair
 from nashtune.run import Run
+from nashtune.stages import judging
 from nashtune.stages.judging import UNITS_AT_ONCE, judge
 from nashtune.stages.pairing import make_pairs
 from nashtune.stages.teacher import sample
@@ -30,7 +34,8 @@ from nashtune.training.head_start import HeadStart, plan_of
 from nashtune.training.packing import TrainingPair, cuts_in_order, plan_steps, settled
 from nashtune.training.trainer import train_policy
 
-SLOW = {"kind": "scripted", "latency_s": 0.1, "concurrency": 4}
+Wait = Callable[..., None]
+SLOW = {"kind": "scripted", "latency_s": 0.02, "concurrency": 4}
 
 
 def recipe(folder: Path, name: str, **changes: Any) -> Recipe:
@@ -56,6 +61,25 @@ def results(run: Run) -> dict[str, str]:
     }
 
 
+@pytest.fixture
+def last_unit_waits(monkeypatch: pytest.MonkeyPatch):
+    """Has the judge, where it works beside the sampler, end its last unit only when something has happened (or after 20 s)."""
+    commit = judging.create_once
+
+    def wait_for(happened: Callable[[], bool], last: int = 2) -> None:
+        def waiting(target: Path, data: bytes) -> bool:
+            beside = threading.current_thread() is not threading.main_thread()
+            if beside and target.parent.name == "judge" and target.name.startswith(f"{last:06d}"):
+                deadline = time.monotonic() + 20
+                while not happened() and time.monotonic() < deadline:
+                    time.sleep(0.01)
+            return commit(target, data)
+
+        monkeypatch.setattr(judging, "create_once", waiting)
+
+    return wait_for
+
+
 # ---- equal to the last bit ------------------------------------------------------------------------------------------------
 
 
@@ -64,10 +88,17 @@ def results(run: Run) -> dict[str, str]:
     [("judged", "dno-prct", "autocast"), ("shuffled", "dno-prct", "float32"), ("judged", "dpo", "float32")],
 )
 def test_the_overlapped_run_gives_what_the_staged_one_does(
-    order: str, objective: str, precision: str, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    order: str,
+    objective: str,
+    precision: str,
+    tiny_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    last_unit_waits: Wait,
 ) -> None:
     folder = with_runs_in(tmp_path, tiny_folder)
     early: Counter[str] = Counter()
+    last_unit_waits(lambda: order == "shuffled" or early["batches"] > 0)
     compute = HeadStart.step
 
     def counted(self: HeadStart) -> bool:
@@ -90,9 +121,11 @@ def test_the_overlapped_run_gives_what_the_staged_one_does(
 
 
 def test_what_was_done_early_is_not_done_again(
-    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last_unit_waits: Wait
 ) -> None:
     folder = with_runs_in(tmp_path, tiny_folder)
+    stored = (folder / "runs" / "once" / "iteration-1" / "train" / "references").glob
+    last_unit_waits(lambda: any(stored("*/*.parquet")))
     loads: Counter[str] = Counter()
     load = loading.AutoModelForCausalLM.from_pretrained
 
@@ -139,11 +172,12 @@ def test_one_policy_is_loaded_once_between_validation_and_training(
 
 @pytest.mark.parametrize("prompts", [40, 160])
 def test_sets_and_pairs_in_flight_are_bounded_whatever_the_number_of_prompts(
-    prompts: int, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prompts: int, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last_unit_waits: Wait
 ) -> None:
     folder = with_runs_in(tmp_path, tiny_folder, prompts + 10)
     under_way: set[str] = set()
     most: Counter[str] = Counter()
+    last_unit_waits(lambda: most["pairs"] > 0, last=prompts // 4 - 1)
     verdict, add = ScriptedOracle.judge, HeadStart.add
 
     async def watched(self: ScriptedOracle, prompt: Any, candidates: Any, seed: int) -> Judgment:
