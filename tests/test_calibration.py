@@ -95,6 +95,8 @@ def test_a_calibrated_plan_knows_every_stages_seconds_and_measures_once(
     assert plan.seconds() == pytest.approx(sum(row.seconds or 0 for row in plan.rows))
     assert not (tmp_path / "runs").exists(), "a plan leaves no run behind"
     print_plan(plan)
+    pools = [row.seconds for row in plan.rows if row.stage == "teacher-pool"]
+    assert pools[1] > pools[0], "the first iteration's teacher is the policy that is loaded already"
     again = make_plan(settings, calibrated=True)
     assert measured == [0]
     assert [row.seconds for row in again.rows] == [row.seconds for row in plan.rows]

@@ -55,6 +55,8 @@ class TimedSampler:
         return "timed " + self.sampler.key()
 
     def open(self) -> tuple[Opened, float]:
+        import nashtune.sampling.native  # noqa: F401 - a run loads its libraries once, not with each policy
+
         started = time.perf_counter()
         return self.sampler.open(), time.perf_counter() - started
 

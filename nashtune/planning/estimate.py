@@ -187,9 +187,16 @@ class Estimator:
         rate, times = self.measured.sampling_rate, self.measured.times
         seconds = models * tokens / rate if rate else None
         if times is not None:
-            load = stage != "sample"  # validation has just loaded that policy
+            load = self._loads(t, stage)
             seconds = times.sampling(prompts, n, self.recipe.sampling.unit_prompts, models, load=load)
         return Row(t, stage, items=prompts, tokens=tokens, seconds=seconds)
+
+    def _loads(self, t: int, stage: str) -> bool:
+        """Whether a stage's policy is another than the one sampled from just before: iteration 0 loads the initial policy once,
+        training lets go of what was loaded, and what validation loads is sampled from in the next iteration."""
+        if stage == "validate-sample":
+            return True
+        return t >= 2 and (stage != "sample" or self.recipe.sampling.policy == "initial")
 
     def _teacher_rows(self, t: int, stage: str, prompts: int, texts: Texts) -> list[Row]:
         teacher, rate = self.recipe.teacher, self.measured.teacher_rate
