@@ -22,8 +22,8 @@ def grow(prompts: int) -> Row:
     from nashtune.recipe import parse_recipe
     from nashtune.run import Run
     from nashtune.stages.judging import judge
+    from nashtune.stages.pairing import make_pairs
     from nashtune.stages.teacher import sample
-    from nashtune.stages.training import make_pairs
 
     words = [f"word{n}" for n in range(997)]
     with tempfile.TemporaryDirectory() as folder:

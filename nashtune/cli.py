@@ -84,6 +84,12 @@ def plan(
     answer_tokens: Annotated[
         int | None, typer.Option(min=1, help="Length of the policy's answers; measured, or half of max_new_tokens.")
     ] = None,
+    calibrate: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate", help="Measure seconds by sampling and training a little here; kept for later plans."
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """What a run will take: tokens, money, time and disk, and what other judges would cost. Exit code 1 over budget."""
@@ -95,7 +101,7 @@ def plan(
 
         settings = load_recipe(recipe_file(recipe), overrides or [])
         folder = recipe if (recipe / "recipe.yaml").is_file() else None
-        found = make_plan(settings, folder, probe_prompts=probe, answer_tokens=answer_tokens)
+        found = make_plan(settings, folder, probe_prompts=probe, answer_tokens=answer_tokens, calibrated=calibrate)
         if as_json:
             print(json.dumps(found.to_dict(), allow_nan=False))
         else:

@@ -11,8 +11,9 @@ from nashtune.records import IterationSummary
 from nashtune.run import Run, recipe_file
 from nashtune.stages.averaging import conclude
 from nashtune.stages.judging import judge
+from nashtune.stages.pairing import make_pairs
 from nashtune.stages.teacher import sample
-from nashtune.stages.training import make_pairs, train
+from nashtune.stages.training import train
 from nashtune.stages.validation import validate
 from nashtune.stages.work import warm_up
 

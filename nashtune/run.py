@@ -100,6 +100,14 @@ class Run:
             self._resources[name] = make()
         return self._resources[name]
 
+    def leave(self, name: str, thing: Any) -> None:
+        """Leave something for a later stage to ``take``, in place of what lies there under that name."""
+        self._resources[name] = thing
+
+    def take(self, name: str) -> Any:
+        """What was left under that name, no longer kept; None where nothing was."""
+        return self._resources.pop(name, None)
+
     # ---- recipe ------------------------------------------------------------------------------------------------------
 
     def _adopt(self, recipe: Recipe) -> None:

@@ -241,10 +241,14 @@ def test_neutral_settings_change_no_identity_and_identity_settings_do() -> None:
         *(f"EngineSection.{name}" for name in ("requests_per_minute", "tokens_per_minute")),
         *(f"EngineSection.{name}" for name in ("batch", "batch_size", "batch_poll_s")),
         "PeopleOracle.poll_s",
+        "ScriptedOracle.concurrency",
+        "ScriptedOracle.latency_s",
         "RewardModelOracle.batch_size",
         "PreferenceModelOracle.batch_tokens",
     }
-    for change in ({"seed": 1}, {"sampling": {"k": 4}}, {"train": {"batch_size": 2}}, {"oracle": {"kind": "scripted"}}):
+    assert parse_recipe(minimal(train={"order": "shuffled"})).identity_hash() == base.identity_hash()
+    train = ({"train": {"batch_size": 2}}, {"train": {"order": "judged"}})
+    for change in ({"seed": 1}, {"sampling": {"k": 4}}, *train, {"oracle": {"kind": "scripted"}}):
         assert parse_recipe(minimal(**change)).identity_hash() != base.identity_hash()
 
 

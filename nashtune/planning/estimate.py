@@ -191,8 +191,19 @@ class Estimator:
     def _sampling(self, t: int, stage: str, prompts: int, n: int, models: int = 1) -> Row:
         """``models`` are computed at each token; the measured rate is that of one."""
         tokens = prompts * n * self.student.tokens
-        rate = self.measured.sampling_rate
-        return Row(t, stage, items=prompts, tokens=tokens, seconds=models * tokens / rate if rate else None)
+        rate, times = self.measured.sampling_rate, self.measured.times
+        seconds = models * tokens / rate if rate else None
+        if times is not None:
+            load = self._loads(t, stage)
+            seconds = times.sampling(prompts, n, self.recipe.sampling.unit_prompts, models, load=load)
+        return Row(t, stage, items=prompts, tokens=tokens, seconds=seconds)
+
+    def _loads(self, t: int, stage: str) -> bool:
+        """Whether a stage's policy is another than the one sampled from just before: iteration 0 loads the initial policy once,
+        training lets go of what was loaded, and what validation loads is sampled from in the next iteration."""
+        if stage == "validate-sample":
+            return True
+        return t >= 2 and (stage != "sample" or self.recipe.sampling.policy == "initial")
 
     def _teacher_rows(self, t: int, stage: str, prompts: int, texts: Texts) -> list[Row]:
         teacher, rate = self.recipe.teacher, self.measured.teacher_rate
@@ -217,10 +228,12 @@ class Estimator:
         """Sets judged by ``judge``; by nobody (None), they take no time. What was measured is the recipe's oracle's."""
         if judge is None:
             return [Row(t, stage, items=sets, seconds=0.0)]
-        bills, judged = judge_bills(judge, students, teachers, texts), self.measured.judged
+        bills, judged, times = judge_bills(judge, students, teachers, texts), self.measured.judged, self.measured.times
         if judge != self.recipe.oracle:
             return self._paid(t, stage, sets, bills, None)
         seconds = sets * judged.seconds if judged else None
+        if seconds is None and times is not None:
+            seconds = times.judging(sets, students + teachers)
         return self._paid(t, stage, sets, [bill.corrected(self.correction) for bill in bills], seconds)
 
     def _paid(self, t: int, stage: str, items: int, bills: list[Bill], seconds: float | None) -> list[Row]:
@@ -243,8 +256,12 @@ class Estimator:
         older = [1.0 if replay.fraction == "all" else replay.fraction * replay.decay**n for n in range(t - 1)]
         prompt = sum(self.lengths.messages(p.messages) for p in work.sample) / len(work.sample)
         tokens = new * (1 + sum(older)) * (prompt + 2 * self.student.tokens) * recipe.train.epochs
-        rate = self.measured.training_rate
-        return Row(t, "train", items=round(new), tokens=tokens, seconds=tokens / rate if rate else None)
+        rate, times = self.measured.training_rate, self.measured.times
+        seconds = tokens / rate if rate else None
+        if times is not None:
+            references = len(recipe.objective.row.references(recipe.objective.settings))
+            seconds = times.training(new * (1 + sum(older)), references, recipe.train.epochs)
+        return Row(t, "train", items=round(new), tokens=tokens, seconds=seconds)
 
     @property
     def pairs_per_prompt(self) -> float:
@@ -296,6 +313,8 @@ class Estimator:
             )
         pairs = f"measured ({m.source})" if m.pairs_per_prompt is not None else "assumed"
         found.append(f"{self.pairs_per_prompt:.1f} new training pairs a prompt: {pairs}")
+        if m.times is not None:
+            found += [f"seconds of {text}" for text in m.times.assumptions()]
         if self.set_bills or self.recipe.teacher.kind == "remote":
             found += [MONEY_RESTS_ON, WORST_MEANS]
         return found

@@ -36,6 +36,19 @@ def _counts(info: FieldInfo, value: Any) -> bool:
     return not marks.get("neutral")
 
 
+def unset_additions(section: Section) -> set[str]:
+    """Fields of a section that came after the first release and are left at their defaults: what leaves them out of a hash
+    hashes as before they existed."""
+    return {
+        name for name, info in type(section).model_fields.items() if _is_unset_addition(info, getattr(section, name))
+    }
+
+
+def _is_unset_addition(info: FieldInfo, value: Any) -> bool:
+    marks = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
+    return bool(marks.get("added")) and value == info.get_default(call_default_factory=True)
+
+
 def _identity(value: Any) -> Any:
     if isinstance(value, Section):
         return identity(value)

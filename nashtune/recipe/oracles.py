@@ -148,6 +148,10 @@ class ScriptedOracle(Section):
     """What the made-up scores (1 to 6) follow."""
     unusable_rate: Rate = 0.0
     """Share of judgments reported as unusable."""
+    latency_s: float = Field(default=0.0, ge=0, json_schema_extra=NEUTRAL)
+    """Seconds that a judgment takes, as a server's would (the verdict is the same)."""
+    concurrency: int = Field(default=16, ge=1, json_schema_extra=NEUTRAL)
+    """Judgments under way at once, where they take time."""
 
 
 class PanelMember(Section):

@@ -177,6 +177,10 @@ class TrainSection(Section):
     then the reference "t" too (the policy and its reference must start equal)."""
     batch_size: int = Field(default=64, ge=1)
     """Pairs per optimizer step."""
+    order: Literal["shuffled", "judged"] = Field(default="shuffled", json_schema_extra=ADDED)
+    """Which pairs share an optimizer step. shuffled: any, by seed. judged: as their prompts come (their order is drawn by seed
+    when the prompts are split), replayed pairs spread evenly among them, so that batches are complete, and their reference
+    log-probs computed, while the judge still works on later prompts."""
     epochs: int = Field(default=1, ge=1)
     """Passes over the pairs."""
     learning_rate: float | tuple[float, ...] = 5e-5
@@ -272,4 +276,6 @@ class ScaleSection(Section):
     workers: int = Field(default=1, ge=1, json_schema_extra=NEUTRAL)
     """Sampling processes; more than 1 gives each cores/workers threads."""
     overlap: bool = Field(default=True, json_schema_extra=NEUTRAL)
-    """Let a judge behind a server begin with the first finished unit of samples; false judges after the last."""
+    """Let a judge behind a server begin with the first finished unit of samples, pairs be built as judgments come, and the
+    trainer load its model (with train.order `judged`, compute reference log-probs too) while the judge works; false does one
+    stage after the other. Results are the same."""

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
+HEAD_START = "head start"
+"""Where what was done early for training is left."""
 
 
 def stage_units(stage: Stage, inputs: Sequence[Any]) -> Units:
@@ -135,6 +137,7 @@ def run_units(
     work = [
         Unit(index, part.file, units.file(index), beside.file(index) if beside else None) for index in range(part.units)
     ]
+    run.take(HEAD_START)  # a model that nobody came for; another is about to be loaded
     with stage.clock() as tick, unit_progress(title, work, part) as advance:
         tokens = 0.0
         for _, facts in engine_of(run).run(role, work):

@@ -18,19 +18,20 @@ from torch import Tensor
 
 from nashtune.errors import TrainingError
 from nashtune.model.allocator import freed_memory_kept
-from nashtune.model.loading import default_device, fingerprint
+from nashtune.model.loading import fingerprint
 from nashtune.objectives import WORDS, PairTerms, Sides, preference_loss
-from nashtune.recipe import ObjectiveSection, TrainSection
+from nashtune.recipe import ObjectiveSection, TrainSection, unset_additions
 from nashtune.records import Policy
-from nashtune.seeds import content_hash, seed_for
+from nashtune.seeds import content_hash
 from nashtune.store.files import read_json, write_atomic, write_json
 from nashtune.training.checkpoint import last_checkpoint, remove_checkpoints, save_checkpoint
+from nashtune.training.head_start import HeadStart, adapter_seed, is_policy, plan_of, reference_folder
 from nashtune.training.logprobs import check_fits
 from nashtune.training.machine import deterministic, peak_memory_gb
 from nashtune.training.optimizer import Optimizer, learning_rate
-from nashtune.training.packing import Plan, TrainingPair, plan_steps
+from nashtune.training.packing import Plan, TrainingPair
 from nashtune.training.references import ReferenceShards
-from nashtune.training.trainee import Precision, Trainee
+from nashtune.training.trainee import Trainee
 
 STEP_ZERO_TOLERANCE = 1e-3
 """Nats by which a pair's log-ratio may differ between policy and reference while they are the same model."""
@@ -61,7 +62,8 @@ class TrainJob:
             digest.update(repr((pair.id, *rates, pair.score_chosen, pair.score_rejected)).encode())
             for ids in (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids):
                 digest.update(array("q", [len(ids), *ids]).tobytes())
-        sections = self.objective.model_dump(), self.train.model_dump(exclude={"checkpoint_steps", "learning_rate"})
+        left_out = {"checkpoint_steps", "learning_rate", *unset_additions(self.train)}
+        sections = self.objective.model_dump(), self.train.model_dump(exclude=left_out)
         policies = self.policy.fingerprint, {name: policy.fingerprint for name, policy in self.references.items()}
         return content_hash(digest.hexdigest(), sections, policies, self.learning_rate, self.seed, self.iteration)
 
@@ -107,9 +109,11 @@ class TrainResult:
     """Highest resident memory of this process so far, or accelerator memory where there is one."""
 
 
-def train_policy(job: TrainJob, on_step: Callable[[StepMetrics], None] | None = None) -> TrainResult:
+def train_policy(
+    job: TrainJob, on_step: Callable[[StepMetrics], None] | None = None, head_start: HeadStart | None = None
+) -> TrainResult:
     """Train ``job.policy`` and write the new policy to ``job.output``; continues an interrupted job, bit for bit on one
-    machine, and returns a finished one's result at once.
+    machine, and returns a finished one's result at once. ``head_start``: what was done for it before its pairs were known.
 
     Raises TrainingError for pairs that cannot be trained on, numbers that are not finite, or a reference that does not
     match the policy; ModelError where the architecture cannot be trained.
@@ -117,18 +121,9 @@ def train_policy(job: TrainJob, on_step: Callable[[StepMetrics], None] | None = 
     key = job.key()
     if (done := _finished(job, key)) is not None:
         return done
-    sides = job.objective.row.sides
     _check_pairs(job)
-    plan = plan_steps(
-        job.pairs,
-        batch_size=job.train.batch_size,
-        microbatch_tokens=job.train.microbatch_tokens,
-        epochs=job.train.epochs,
-        seed=seed_for(job.seed, "train", job.iteration),
-        sides=sides,
-    )
     with deterministic(), freed_memory_kept():
-        return _Training(job, key, plan).run(on_step)
+        return _Training(job, key, plan_of(job, job.pairs)).run(on_step, head_start or HeadStart(job))
 
 
 class _Training:
@@ -138,21 +133,19 @@ class _Training:
         self.job, self.key, self.plan = job, key, plan
         self.objective, self.settings = job.objective.row, job.objective.settings
         self.weights = self.objective.references(self.settings)
-        self.precision = Precision.of(job.train.precision)
         self.history: list[StepMetrics] = []
-        self.adapter_seed = seed_for(job.seed, "adapters", job.iteration)
 
-    def run(self, on_step: Callable[[StepMetrics], None] | None) -> TrainResult:
+    def run(self, on_step: Callable[[StepMetrics], None] | None, head_start: HeadStart) -> TrainResult:
         job = self.job
-        started = time.perf_counter()
+        started = time.perf_counter() - head_start.seconds
         shards = {name: self._shards(name) for name in self.weights}
         for name, policy_shards in shards.items():
             if not self._is_policy(name) and policy_shards.missing():
-                fixed = Trainee.load_fixed(job.references[name], self.precision)  # alone in memory, before the policy
+                fixed = head_start.fixed(job.references[name])  # alone in memory, before the policy
                 policy_shards.compute(fixed.forward)
                 del fixed
                 gc.collect()
-        trainee = Trainee.load(job.policy, job.train, self.precision, self.adapter_seed)
+        trainee = head_start.trainee()
         check_fits(trainee.model, ((f"pair {p.id}", p.answers(self.objective.sides)) for p in job.pairs))
         for name, policy_shards in shards.items():
             if self._is_policy(name):
@@ -168,19 +161,14 @@ class _Training:
             if on_step is not None:
                 on_step(metrics)
         optimizer.release()
-        trainee.save(job.policy, job.train, job.output, self.adapter_seed)
+        trainee.save(job.policy, job.train, job.output, adapter_seed(job))
         return self._finish(reference_seconds)
 
     def _is_policy(self, reference: str) -> bool:
-        """Whether a reference is the policy itself, so that its log-probs come from the very model that is trained."""
-        return self.job.references[reference].fingerprint == self.job.policy.fingerprint
+        return is_policy(self.job, reference)
 
     def _shards(self, reference: str) -> ReferenceShards:
-        # bf16 rounding differs between machines and thread counts, so log-probs of another one are not read.
-        machine = (torch.__version__, default_device().type, torch.get_num_threads(), str(self.precision))
-        policy = self.job.references[reference].fingerprint  # two names of one policy share its log-probs
-        folder = self.job.folder / "references" / content_hash(self.key, policy, machine)
-        return ReferenceShards(folder, self.job.pairs, self.plan)
+        return ReferenceShards(reference_folder(self.job, self.job.references[reference]), self.job.pairs, self.plan)
 
     def _resume(self, optimizer: Optimizer) -> None:
         checkpoint = last_checkpoint(self.job.folder, self.key)
