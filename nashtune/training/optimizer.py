@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -34,11 +34,18 @@ class Optimizer:
     """Gradients are summed, clipped and applied in fp32, whatever dtype the model computes in.
 
     ``masters`` maps the name of each trained parameter to its fp32 values: the parameter itself where it is fp32.
+    ``copies`` are further (copy, original) tensors to renew after each step.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], masters: Mapping[str, Tensor], section: TrainSection):
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        masters: Mapping[str, Tensor],
+        section: TrainSection,
+        copies: Sequence[tuple[Tensor, Tensor]] = (),
+    ):
         self.masters: dict[str, Tensor] = {}
-        self._low: list[tuple[nn.Parameter, Tensor]] = []
+        self._low: list[tuple[Tensor, Tensor]] = list(copies)
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         for name, parameter in parameters.items():
             master = masters.get(name, parameter)

@@ -19,6 +19,7 @@ from nashtune.recipe import LoraSection, TrainSection
 from nashtune.records import Policy
 from nashtune.training.logprobs import check_architecture, response_logprobs
 from nashtune.training.packing import TrainingPair, pack, share
+from nashtune.training.vocabulary import Ends, Head
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -50,6 +51,10 @@ class Trainee:
     masters: dict[str, Tensor] = field(default_factory=dict)
     """fp32 values of trained parameters that compute in bf16."""
     adapted: PeftModel | None = None
+    ends: Ends = field(default_factory=Ends)
+    """What is kept of embeddings and output layer between micro-batches."""
+    rounded: bool = False
+    """Whether weights that the model computes with were rounded from fp32, so that adapters must not be merged into them."""
 
     @staticmethod
     def load(policy: Policy, section: TrainSection, precision: Precision, seed: int) -> Trainee:
@@ -58,6 +63,7 @@ class Trainee:
         if section.lora is not None:
             trainee.adapted = _adapt(trainee.model, section.lora, seed)
         trainee._to_weights_dtype()
+        trainee._keep_ends()
         if section.gradient_checkpointing:
             trainee.model.gradient_checkpointing_enable({"use_reentrant": False})
         trainee.model.train()
@@ -84,16 +90,48 @@ class Trainee:
     def forward(self, pairs: Sequence[TrainingPair], sides: int = 2) -> Tensor:
         """Log-probs of the pairs' answers [n, sides], in nats; what pairs have in common is computed once."""
         items, places = share(pairs, sides)
-        logprobs = response_logprobs(self.model, pack(items, self.model.device), self.precision.autocast)
+        logprobs = response_logprobs(self.model, pack(items, self.model.device), self.precision.autocast, self.ends)
         return logprobs[torch.tensor(places, device=logprobs.device)].view(-1, sides)
 
+    @property
+    def copies(self) -> list[tuple[Tensor, Tensor]]:
+        """(copy, original) of weights kept in a second dtype, to be renewed after each change of the originals."""
+        return [] if self.ends.matrix is None else [(self.ends.matrix, Head.of(self.model).weight.detach())]
+
     def _to_weights_dtype(self) -> None:
-        if self.precision.weights == torch.float32:
+        """Round what computes in bf16 once, instead of in every micro-batch: all weights, or under autocast those of
+        linear layers, which is what autocast itself would cast each time. Trained ones leave their fp32 values as masters."""
+        if self.precision.autocast is not None:
+            output = self.model.get_output_embeddings().weight  # fp32: tied to embeddings or not, its sums are long
+            layers = [layer for layer in self.model.modules() if type(layer) is nn.Linear]
+            chosen = {id(p) for layer in layers for p in layer.parameters(recurse=False) if p is not output}
+            dtype = self.precision.autocast
+        elif self.precision.weights != torch.float32:
+            chosen, dtype = {id(p) for p in self.model.parameters()}, self.precision.weights
+        else:
             return
         for name, parameter in self.model.named_parameters():
-            if parameter.requires_grad:
-                self.masters[name] = parameter.data
-            parameter.data = parameter.data.to(self.precision.weights)
+            if id(parameter) in chosen:
+                if parameter.requires_grad:
+                    self.masters[name] = parameter.data
+                parameter.data = parameter.data.to(dtype)
+        self.rounded = True
+
+    def _keep_ends(self) -> None:
+        """Gradients of trained embeddings and output weights are added where the optimizer reads them; the output weights'
+        copy in the dtype of products is made once a step."""
+        names = {id(p): name for name, p in self.model.named_parameters()}
+
+        def sink(weight: nn.Parameter) -> Tensor | None:
+            return self.masters.get(names[id(weight)], weight) if weight.requires_grad else None
+
+        output = Head.of(self.model).weight
+        cast = self.precision.autocast
+        self.ends = Ends(
+            matrix=None if cast is None else output.detach().to(cast),
+            output=sink(output),
+            embedding=sink(self.model.get_input_embeddings().weight),
+        )
 
     def save(self, policy: Policy, section: TrainSection, output: Path, seed: int) -> None:
         """Write the trained policy to ``output``; with adapters, merged, and the adapters to ``adapter`` beside it."""
@@ -108,7 +146,7 @@ class Trainee:
 
     def _merged(self, policy: Policy, section: LoraSection, folder: Path, seed: int) -> PreTrainedModel:
         adapted = self.adapted
-        if self.precision.weights != torch.float32:  # merging into bf16 weights would round the adapters away
+        if self.rounded:  # merging into bf16 weights would round the adapters away
             self.model = load_model(policy, torch.float32)
             gc.collect()
             adapted = _adapt(self.model, section, seed)

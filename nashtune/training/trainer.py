@@ -160,7 +160,7 @@ class _Training:
         references = {name: policy_shards.read() for name, policy_shards in shards.items()}
         reference_seconds = time.perf_counter() - started if shards else 0.0
 
-        optimizer = Optimizer(trainee.parameters, trainee.masters, job.train)
+        optimizer = Optimizer(trainee.parameters, trainee.masters, job.train, trainee.copies)
         self._resume(optimizer)
         for step in range(len(self.history), self.plan.steps):
             metrics = self._step(step, trainee, optimizer, references)
