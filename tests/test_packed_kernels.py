@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import pytest
 import torch
 from test_attention import STYLES, tensors
@@ -96,7 +95,9 @@ def test_compiled_flex_agrees_where_torch_compiles_it_for_this_cpu() -> None:
 
 @pytest.mark.parametrize("kernel", ["flex", "varlen"])
 def test_kernels_of_gpus_are_refused_on_a_cpu(kernel: attention.PackedKernel) -> None:
-    with pytest.raises(ModelError, match=f"train.attention is '{kernel}', which needs a GPU .* 'auto', 'segments', 'blocks'"):
+    with pytest.raises(
+        ModelError, match=f"train.attention is '{kernel}', which needs a GPU .* 'auto', 'segments', 'blocks'"
+    ):
         check_kernel(kernel, CPU)
     check_kernel("blocks", CPU)
 

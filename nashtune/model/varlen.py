@@ -65,10 +65,14 @@ class Kernel(Protocol):
     """Causal attention, aligned to each sequence's last key: query [L, heads, D], key and value [S, kv_heads, D] ->
     [L, heads, D]."""
 
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor, layout: Sequences, style: AttentionStyle) -> Tensor: ...
+    def __call__(
+        self, query: Tensor, key: Tensor, value: Tensor, layout: Sequences, style: AttentionStyle
+    ) -> Tensor: ...
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, layout: Sequences, style: AttentionStyle, kernel: Kernel) -> Tensor:
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, layout: Sequences, style: AttentionStyle, kernel: Kernel
+) -> Tensor:
     """query [1, heads, L, D], key and value [1, kv_heads, L, D] -> [1, heads, L, D]."""
     rows = (query[0].transpose(0, 1), *(x[0].transpose(0, 1).index_select(0, layout.keys) for x in (key, value)))
     return kernel(*rows, layout, style).transpose(0, 1)[None]

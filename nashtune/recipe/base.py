@@ -29,6 +29,18 @@ def identity(section: Section) -> dict[str, Any]:
     }
 
 
+def uncounted(section: Section) -> dict[str, Any]:
+    """What ``identity`` leaves out, as pydantic's ``model_dump(exclude=...)`` takes it."""
+    left_out: dict[str, Any] = {}
+    for name, info in type(section).model_fields.items():
+        value = getattr(section, name)
+        if not _counts(info, value):
+            left_out[name] = True
+        elif isinstance(value, Section) and (inner := uncounted(value)):
+            left_out[name] = inner
+    return left_out
+
+
 def _counts(info: FieldInfo, value: Any) -> bool:
     marks = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
     if marks.get("added"):

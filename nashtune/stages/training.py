@@ -11,7 +11,7 @@ from nashtune.errors import PairError
 from nashtune.objectives import WORDS, reference_iteration
 from nashtune.pairs import Dynamics, PairSet, build_pairs, replay
 from nashtune.progress import progress
-from nashtune.recipe import identity
+from nashtune.recipe import identity, uncounted
 from nashtune.records import Pair, Policy, Prompt, Response
 from nashtune.run import Run
 from nashtune.seeds import content_hash, seed_for
@@ -92,7 +92,7 @@ def train(run: Run, iteration: int, pairs: Iterable[Pair]) -> Policy:
         before.fingerprint,
         {name: policy.fingerprint for name, policy in references.items()},
         identity(recipe.objective),
-        recipe.train.model_dump(mode="json", exclude={"checkpoint_steps", "learning_rate"}),
+        recipe.train.model_dump(mode="json", exclude={**uncounted(recipe.train), "learning_rate": True}),
         recipe.learning_rate(iteration),
         recipe.seed,
     )

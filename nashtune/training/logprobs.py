@@ -17,10 +17,11 @@ from nashtune.model.attention import Block, PackedLayout
 from nashtune.model.loading import load_model
 from nashtune.records import Policy
 from nashtune.training.packing import Answers, PackedBatch, fill, input_tokens, pack
-from nashtune.training.vocabulary import Ends, Head, embedded, token_logprobs
+from nashtune.training.vocabulary import NOTHING_KEPT, Ends, Head, embedded, token_logprobs
+
 
 def response_logprobs(
-    model: PreTrainedModel, batch: PackedBatch, autocast: torch.dtype | None = None, ends: Ends = Ends()
+    model: PreTrainedModel, batch: PackedBatch, autocast: torch.dtype | None = None, ends: Ends = NOTHING_KEPT
 ) -> Tensor:
     """log p(answer | prompt) of every answer in ``batch``, summed over its tokens in fp32 [batch.responses].
 

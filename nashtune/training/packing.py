@@ -160,9 +160,7 @@ class PackedBatch:
     """Number of answers."""
 
 
-def pack(
-    items: Sequence[Answers], device: torch.device | str = "cpu", kernel: PackedKernel = "auto"
-) -> PackedBatch:
+def pack(items: Sequence[Answers], device: torch.device | str = "cpu", kernel: PackedKernel = "auto") -> PackedBatch:
     """Lay prompts and answers out end to end, each prompt once. Every prompt needs a token; an answer may be empty."""
     import torch
 

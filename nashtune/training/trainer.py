@@ -20,7 +20,7 @@ from nashtune.errors import TrainingError
 from nashtune.model.allocator import freed_memory_kept
 from nashtune.model.loading import default_device, fingerprint
 from nashtune.objectives import WORDS, PairTerms, Sides, preference_loss
-from nashtune.recipe import ObjectiveSection, TrainSection
+from nashtune.recipe import ObjectiveSection, TrainSection, uncounted
 from nashtune.records import Policy
 from nashtune.seeds import content_hash, seed_for
 from nashtune.store.files import read_json, write_atomic, write_json
@@ -61,7 +61,8 @@ class TrainJob:
             digest.update(repr((pair.id, *rates, pair.score_chosen, pair.score_rejected)).encode())
             for ids in (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids):
                 digest.update(array("q", [len(ids), *ids]).tobytes())
-        sections = self.objective.model_dump(), self.train.model_dump(exclude={"checkpoint_steps", "learning_rate"})
+        train = self.train.model_dump(exclude={**uncounted(self.train), "learning_rate": True})
+        sections = self.objective.model_dump(), train
         policies = self.policy.fingerprint, {name: policy.fingerprint for name, policy in self.references.items()}
         return content_hash(digest.hexdigest(), sections, policies, self.learning_rate, self.seed, self.iteration)
 
@@ -138,7 +139,7 @@ class _Training:
         self.job, self.key, self.plan = job, key, plan
         self.objective, self.settings = job.objective.row, job.objective.settings
         self.weights = self.objective.references(self.settings)
-        self.precision = Precision.of(job.train.precision)
+        self.precision = Precision.of(job.train)
         self.history: list[StepMetrics] = []
         self.adapter_seed = seed_for(job.seed, "adapters", job.iteration)
 

@@ -69,6 +69,9 @@ class Ends:
     """The same for the input embeddings; the same tensor where they are tied."""
 
 
+NOTHING_KEPT = Ends()
+
+
 def token_logprobs(hidden: Tensor, targets: Tensor, head: Head, dtype: torch.dtype, ends: Ends) -> Tensor:
     """log softmax(logits)[target] per token, fp32 [T], of hidden states [T, d]; matrix products in ``dtype``."""
     matrix = head.weight.detach().to(dtype) if ends.matrix is None else ends.matrix
@@ -130,9 +133,11 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
 def _chunk(states: Tensor, matrix: Tensor, targets: Tensor, head: Head, slopes: Tensor | None) -> Tensor:
     """Log-probs of the targets; d log p(target) / d (states @ matrix.t()) goes to ``slopes`` where it is given."""
     products = states @ matrix.t()
-    out = []
-    for rows in _chunks(len(targets), max(1, CACHED[products.device.type == "cpu"] // len(matrix))):
-        out.append(_rows(products[rows].float(), targets[rows, None], head, None if slopes is None else slopes[rows]))
+    size = max(1, CACHED[products.device.type == "cpu"] // len(matrix))
+    out = [
+        _rows(products[rows].float(), targets[rows, None], head, None if slopes is None else slopes[rows])
+        for rows in _chunks(len(targets), size)
+    ]
     return torch.cat(out)
 
 
