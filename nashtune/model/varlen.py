@@ -8,10 +8,10 @@ last key, as these kernels align it, an answer's tokens see the whole prompt and
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -74,8 +74,8 @@ def attend(
     query: Tensor, key: Tensor, value: Tensor, layout: Sequences, style: AttentionStyle, kernel: Kernel
 ) -> Tensor:
     """query [1, heads, L, D], key and value [1, kv_heads, L, D] -> [1, heads, L, D]."""
-    rows = (query[0].transpose(0, 1), *(x[0].transpose(0, 1).index_select(0, layout.keys) for x in (key, value)))
-    return kernel(*rows, layout, style).transpose(0, 1)[None]
+    gathered, values = (x[0].transpose(0, 1).index_select(0, layout.keys) for x in (key, value))
+    return kernel(query[0].transpose(0, 1), gathered, values, layout, style).transpose(0, 1)[None]
 
 
 def kernel_for(dtype: torch.dtype, style: AttentionStyle) -> Kernel | None:
@@ -100,7 +100,7 @@ def installed() -> tuple[str, ...]:
 def _flash_attn(query: Tensor, key: Tensor, value: Tensor, layout: Sequences, style: AttentionStyle) -> Tensor:
     from flash_attn import flash_attn_varlen_func  # type: ignore[import-not-found]
 
-    function: Callable[..., Tensor] = flash_attn_varlen_func
+    function: Any = flash_attn_varlen_func
     return function(
         query,
         key,
@@ -119,7 +119,7 @@ def _flash_attn(query: Tensor, key: Tensor, value: Tensor, layout: Sequences, st
 def _torch_varlen(query: Tensor, key: Tensor, value: Tensor, layout: Sequences, style: AttentionStyle) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn  # type: ignore[import-not-found]
 
-    function: Callable[..., Tensor] = varlen_attn
+    function: Any = varlen_attn
     return function(
         query,
         key,

@@ -124,7 +124,7 @@ class Trainee:
         """Round what computes in bf16 once, instead of in every micro-batch: all weights, or under autocast those of
         linear layers, which is what autocast itself would cast each time. Trained ones leave their fp32 values as masters."""
         if self.precision.autocast is not None:
-            output = self.model.get_output_embeddings().weight  # fp32: tied to embeddings or not, its sums are long
+            output = Head.of(self.model).weight  # fp32: tied to embeddings or not, its sums are long
             layers = [layer for layer in self.model.modules() if type(layer) is nn.Linear]
             chosen = {id(p) for layer in layers for p in layer.parameters(recurse=False) if p is not output}
             dtype = self.precision.autocast
@@ -153,7 +153,7 @@ class Trainee:
         self.ends = Ends(
             matrix=None if cast is None else output.detach().to(cast),
             output=sink(output),
-            embedding=sink(self.model.get_input_embeddings().weight),
+            embedding=sink(self.model.get_input_embeddings().weight),  # type: ignore[arg-type],
         )
 
     def save(self, policy: Policy, section: TrainSection, output: Path, seed: int) -> None:
