@@ -29,24 +29,23 @@ def identity(section: Section) -> dict[str, Any]:
     }
 
 
+def uncounted(section: Section) -> dict[str, Any]:
+    """What ``identity`` leaves out, as pydantic's ``model_dump(exclude=...)`` takes it."""
+    left_out: dict[str, Any] = {}
+    for name, info in type(section).model_fields.items():
+        value = getattr(section, name)
+        if not _counts(info, value):
+            left_out[name] = True
+        elif isinstance(value, Section) and (inner := uncounted(value)):
+            left_out[name] = inner
+    return left_out
+
+
 def _counts(info: FieldInfo, value: Any) -> bool:
     marks = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
     if marks.get("added"):
         return value != info.get_default(call_default_factory=True)
     return not marks.get("neutral")
-
-
-def unset_additions(section: Section) -> set[str]:
-    """Fields of a section that came after the first release and are left at their defaults: what leaves them out of a hash
-    hashes as before they existed."""
-    return {
-        name for name, info in type(section).model_fields.items() if _is_unset_addition(info, getattr(section, name))
-    }
-
-
-def _is_unset_addition(info: FieldInfo, value: Any) -> bool:
-    marks = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
-    return bool(marks.get("added")) and value == info.get_default(call_default_factory=True)
 
 
 def _identity(value: Any) -> Any:

@@ -12,6 +12,7 @@ from nashtune.recipe.teachers import RemoteTeacher
 
 if TYPE_CHECKING:
     from nashtune.recipe.recipe import Recipe
+    from nashtune.recipe.sections import TrainSection
 
 THRESHOLDS = {
     "paper": ("positive_score", "margin", "student_margin", "positive_rate", "rate_margin", "student_rate_margin"),
@@ -35,6 +36,7 @@ def contradictions(recipe: Recipe) -> Iterator[str]:
     yield from _anchors(recipe)
     yield from _objective(recipe)
     yield from _sampled_policy(recipe)
+    yield from _training(recipe.train)
 
 
 def _stages(recipe: Recipe) -> list[str]:
@@ -162,6 +164,20 @@ def _objective(recipe: Recipe) -> Iterator[str]:
             yield f"{who} but sampling.policy is 'initial'; accepted: 'current'"
         if sampling.mixture:
             yield f"{who} but sampling.mixture is {sampling.mixture:g}; accepted: 0"
+
+
+def _training(train: TrainSection) -> Iterator[str]:
+    """What settings of memory and kernels ask of each other."""
+    if train.gradient_checkpointing and train.activation_gb is not None:
+        yield (
+            f"train.activation_gb is {train.activation_gb:g}, which recomputes as many layers as it takes, but "
+            "train.gradient_checkpointing is true, which recomputes them all; accepted: one of the two"
+        )
+    if train.attention == "varlen" and train.precision == "float32":
+        yield (
+            "train.attention is 'varlen', whose kernels compute in bf16, but train.precision is 'float32'; accepted: precision "
+            "'auto', 'autocast' or 'bfloat16', or another attention"
+        )
 
 
 def _scores(oracle: Oracle) -> bool:

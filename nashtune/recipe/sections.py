@@ -167,6 +167,9 @@ class LoraSection(Section):
     """Scale of the adapters (alpha / rank multiplies their output)."""
     target_modules: str | tuple[str, ...] = "all-linear"
     """Modules that get adapters."""
+    base: Literal["full", "nf4"] = Field(default="full", json_schema_extra=ADDED)
+    """Weights under the adapters: full, or nf4, 4-bit NormalFloat numbers (QLoRA; needs bitsandbytes). Adapters are merged
+    into the policy's own weights, never into rounded ones."""
 
 
 class TrainSection(Section):
@@ -202,6 +205,18 @@ class TrainSection(Section):
     where this machine is fast at bf16, else float32."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    activation_gb: float | None = Field(default=None, gt=0, json_schema_extra=NEUTRAL)
+    """Memory (GB) that the layers may keep of a micro-batch for the backward pass: as many layers as this takes are
+    recomputed, no more. null keeps everything, or nothing with gradient_checkpointing."""
+    attention: Literal["auto", "segments", "blocks", "flex", "varlen"] = Field(default="auto", json_schema_extra=ADDED)
+    """How packed attention is computed: segments (prompts and answers one by one), blocks (a masked block for each prompt),
+    flex (torch's flex attention; GPU), varlen (a flash-attention kernel, of flash_attn or torch; GPU, bf16). auto is segments
+    on a CPU, and on a GPU varlen where there is a kernel, else flex with Triton, else blocks."""
+    liger: bool = Field(default=False, json_schema_extra=ADDED)
+    """Fused norms and gated activations of the liger-kernel package (CUDA GPUs)."""
+    optimizer: Literal["adamw", "adamw_8bit"] = Field(default="adamw", json_schema_extra=ADDED)
+    """adamw (fused, fp32 moments), or adamw_8bit (moments of large tensors in 8 bits; needs bitsandbytes): 2 bytes a
+    parameter instead of 8."""
     save_dtype: Literal["float32", "bfloat16"] = "float32"
     """Weights of saved policies; bfloat16 halves the disk and rounds small updates away."""
     lora: LoraSection | None = None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from nashtune.errors import PairError
 from nashtune.objectives import reference_iteration
 from nashtune.progress import progress
-from nashtune.recipe import identity, unset_additions
+from nashtune.recipe import identity, uncounted
 from nashtune.records import Pair, Policy
 from nashtune.run import Run
 from nashtune.seeds import content_hash
@@ -35,9 +35,7 @@ def train(run: Run, iteration: int, pairs: Iterable[Pair]) -> Policy:
         before.fingerprint,
         {name: policy.fingerprint for name, policy in references.items()},
         identity(recipe.objective),
-        recipe.train.model_dump(
-            mode="json", exclude={"checkpoint_steps", "learning_rate", *unset_additions(recipe.train)}
-        ),
+        recipe.train.model_dump(mode="json", exclude={**uncounted(recipe.train), "learning_rate": True}),
         recipe.learning_rate(iteration),
         recipe.seed,
     )

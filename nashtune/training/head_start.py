@@ -135,7 +135,7 @@ def adapter_seed(job: TrainJob) -> int:
 
 
 def _precision(job: TrainJob) -> Precision:
-    return Precision.of(job.train.precision)
+    return Precision.of(job.train)
 
 
 def _load_trainee(job: TrainJob) -> Trainee:

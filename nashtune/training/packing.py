@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from nashtune.model.attention import PackedLayout
+    from nashtune.model.attention import PackedKernel, PackedLayout
 
 Answers = tuple[Sequence[int], Sequence[Sequence[int]]]
 """A prompt's token ids, and those of each of its answers."""
@@ -191,7 +191,7 @@ class PackedBatch:
     """Number of answers."""
 
 
-def pack(items: Sequence[Answers], device: torch.device | str = "cpu") -> PackedBatch:
+def pack(items: Sequence[Answers], device: torch.device | str = "cpu", kernel: PackedKernel = "auto") -> PackedBatch:
     """Lay prompts and answers out end to end, each prompt once. Every prompt needs a token; an answer may be empty."""
     import torch
 
@@ -214,6 +214,6 @@ def pack(items: Sequence[Answers], device: torch.device | str = "cpu") -> Packed
             count += 1
         blocks.append(Block(len(prompt), branches))
         start = branch_start
-    layout = PackedLayout(blocks, device)
+    layout = PackedLayout(blocks, device, kernel)
     tensors = [torch.tensor(x, dtype=torch.long, device=device) for x in (inputs, predicting, targets, segments)]
     return PackedBatch(tensors[0][None], layout.position_ids, layout, *tensors[1:], responses=count)

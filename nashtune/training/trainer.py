@@ -20,7 +20,7 @@ from nashtune.errors import TrainingError
 from nashtune.model.allocator import freed_memory_kept
 from nashtune.model.loading import fingerprint
 from nashtune.objectives import WORDS, PairTerms, Sides, preference_loss
-from nashtune.recipe import ObjectiveSection, TrainSection, unset_additions
+from nashtune.recipe import ObjectiveSection, TrainSection, uncounted
 from nashtune.records import Policy
 from nashtune.seeds import content_hash
 from nashtune.store.files import read_json, write_atomic, write_json
@@ -62,8 +62,8 @@ class TrainJob:
             digest.update(repr((pair.id, *rates, pair.score_chosen, pair.score_rejected)).encode())
             for ids in (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids):
                 digest.update(array("q", [len(ids), *ids]).tobytes())
-        left_out = {"checkpoint_steps", "learning_rate", *unset_additions(self.train)}
-        sections = self.objective.model_dump(), self.train.model_dump(exclude=left_out)
+        train = self.train.model_dump(exclude={**uncounted(self.train), "learning_rate": True})
+        sections = self.objective.model_dump(), train
         policies = self.policy.fingerprint, {name: policy.fingerprint for name, policy in self.references.items()}
         return content_hash(digest.hexdigest(), sections, policies, self.learning_rate, self.seed, self.iteration)
 
@@ -153,7 +153,7 @@ class _Training:
         references = {name: policy_shards.read() for name, policy_shards in shards.items()}
         reference_seconds = time.perf_counter() - started if shards else 0.0
 
-        optimizer = Optimizer(trainee.parameters, trainee.masters, job.train)
+        optimizer = Optimizer(trainee.parameters, trainee.masters, job.train, trainee.copies)
         self._resume(optimizer)
         for step in range(len(self.history), self.plan.steps):
             metrics = self._step(step, trainee, optimizer, references)
