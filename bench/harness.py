@@ -11,6 +11,7 @@ import importlib
 import json
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
@@ -19,7 +20,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
-from measure import Figures, Missing, machine, run_json
+from measure import LONGEST_PART_S, Figures, Missing, machine, run_json
 
 SCHEMA = 1
 """Raised when the layout of the JSON results changes."""
@@ -37,6 +38,8 @@ class Settings:
     models: tuple[str, ...] = ()
     """Folders or shapes, where a family lets them be chosen."""
     threads: int | None = 1
+    limit_s: float | None = None
+    """Seconds after which no more is measured; the rows left say so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +131,9 @@ def judge_row(family: str, row: Row, found: Mapping[str, list[Figures]]) -> dict
         for status, key in (("failed", "failed"), ("not installed", "missing")):
             if key in figures:
                 return result | {"status": status, "why": str(figures[key])}
+    wanted = [(ours, row.figure), (theirs, row.theirs_figure or row.figure)]
+    if lacking := [name for figures, name in wanted if any(f.get(name) is None for f in figures)]:
+        return result | {"status": "not measured", "why": f"no {lacking[0]} on this machine"}
     mine = [float(f[row.figure]) for f in ours]
     other = [float(f[row.theirs_figure or row.figure]) for f in theirs]
     ratios = [b / a if row.inverse else a / b for a, b in zip(mine, other, strict=True)]
@@ -185,6 +191,7 @@ def main(script: Path, families: Mapping[str, str], options: argparse.Namespace,
     chosen = options.rows.split(",")
     if unknown := set(chosen) - set(families):
         raise SystemExit(f"--rows: {', '.join(sorted(unknown))}; accepted: {', '.join(families)}")
+    started = time.monotonic()
     rows: list[dict[str, Any]] = []
     parts: dict[str, dict[str, list[Figures]]] = {}
     with tempfile.TemporaryDirectory() as work:
@@ -193,8 +200,11 @@ def main(script: Path, families: Mapping[str, str], options: argparse.Namespace,
             shared = ["--work", work, "--settings", json.dumps(asdict(settings))]
 
             def run(part: str, name: str = name, shared: list[str] = shared) -> Figures:
+                left = LONGEST_PART_S if settings.limit_s is None else settings.limit_s + started - time.monotonic()
+                if left <= 0:
+                    return {"missing": f"the run's {settings.limit_s:g} s were over"}
                 command = [sys.executable, str(script.resolve()), "--part", f"{name}:{part}", *shared]
-                return run_json(command, threads=settings.threads)
+                return run_json(command, threads=settings.threads, gpu=settings.device != "cpu", timeout_s=left)
 
             def told(line: str, name: str = name) -> None:
                 print(f"{name} {line}", file=sys.stderr, flush=True)
@@ -218,7 +228,7 @@ def _open(module: str, settings: Settings) -> Family:
 def _measure_here(families: Mapping[str, str], options: argparse.Namespace) -> None:
     """One part in this process: its figures are the last line of output."""
     values = json.loads(options.settings)
-    settings = Settings(**{**values, "models": tuple(values["models"])})
+    settings = Settings(**values | {"models": tuple(values["models"])})
     name, _, part = options.part.partition(":")
     try:
         figures = _open(families[name], settings).parts[part](Path(options.work))
@@ -227,7 +237,7 @@ def _measure_here(families: Mapping[str, str], options: argparse.Namespace) -> N
     except ModuleNotFoundError as error:
         if str(error.name).partition(".")[0] == "nashtune":  # a mistake here, not a package that is not installed
             raise
-        figures = {"missing": f"no package {error.name}"}
+        figures = {"missing": f"no package {error.name}" if error.name else str(error)}
     print("\n" + json.dumps(figures))
 
 

@@ -29,7 +29,8 @@ def on_cuda() -> bool:
 
 def _cpu_seconds() -> float:
     """Of this process, all threads, and of its children that have ended."""
-    return sum(os.times()[:4])
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
 
 
 def peak_gb() -> float:
@@ -71,20 +72,24 @@ class Meter:
         return found
 
 
-def run_json(command: list[str], *, threads: int | None, stdin: str = "") -> Figures:
-    """Run a command whose last line of output is JSON; with ``threads`` threads, where given.
+def run_json(
+    command: list[str], *, threads: int | None, stdin: str = "", gpu: bool = False, timeout_s: float = LONGEST_PART_S
+) -> Figures:
+    """Run a command whose last line of output is JSON; with ``threads`` threads, where given, and no GPU unless ``gpu``.
 
     A failure is returned as ``{"failed": reason}``, so that one peer's cannot end the others' measuring.
     """
     variables = dict(os.environ) | {"TOKENIZERS_PARALLELISM": "false"}
     if threads is not None:
         variables |= {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    if not gpu:
+        variables["CUDA_VISIBLE_DEVICES"] = ""
     try:
         done = subprocess.run(
-            command, env=variables, input=stdin, capture_output=True, text=True, check=False, timeout=LONGEST_PART_S
+            command, env=variables, input=stdin, capture_output=True, text=True, check=False, timeout=timeout_s
         )
     except subprocess.TimeoutExpired:
-        return {"failed": f"not done in {LONGEST_PART_S} s"}
+        return {"failed": f"not done in {timeout_s:.0f} s"}
     try:
         return json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):

@@ -141,7 +141,8 @@ def vllm(job: SamplingJob) -> Figures:
         python = sys.executable
     script = Path(__file__).with_name("vllm_part.py")
     values = asdict(job) | {"dtype": "bfloat16" if bf16_is_fast() else "float32"}
-    return run_json([python, str(script)], threads=1 if job.device == "cpu" else None, stdin=json.dumps(values))
+    gpu = job.device != "cpu"
+    return run_json([python, str(script)], threads=None if gpu else 1, gpu=gpu, stdin=json.dumps(values))
 
 
 def _plain_model(job: SamplingJob) -> tuple[Any, Any]:
