@@ -12,7 +12,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
@@ -166,17 +166,20 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         lines.append((row["row"], ours, theirs, ratio, spread, bar, row["status"], peer))
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]) - 1)]
     return "\n".join(
-        "  ".join([*(cell.ljust(w) for cell, w in zip(line, widths, strict=False)), line[-1]]).rstrip() for line in lines
+        "  ".join([*(cell.ljust(w) for cell, w in zip(line, widths, strict=False)), line[-1]]).rstrip()
+        for line in lines
     )
 
 
-def parser(description: str | None, families: Mapping[str, str]) -> argparse.ArgumentParser:
-    """Options that every table takes."""
+def parser(description: str | None, families: Iterable[str], usual: Iterable[str]) -> argparse.ArgumentParser:
+    """Options that every table takes; ``usual`` families are measured where none are named."""
     options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--rows", default=",".join(families), help=f"families, of {', '.join(families)}")
+    options.add_argument("--rows", default=",".join(usual), help=f"families, of {', '.join(families)}")
     options.add_argument("--quick", action="store_true", help="small sizes, one repeat: does each row work")
     options.add_argument("--repeats", type=int, help="times each part is measured (default: the family's own)")
-    options.add_argument("--output", type=Path, help="the JSON file (default: DATE-REVISION.json in the results folder)")
+    options.add_argument(
+        "--output", type=Path, help="the JSON file (default: DATE-REVISION.json in the results folder)"
+    )
     options.add_argument("--part", help=argparse.SUPPRESS)
     options.add_argument("--work", help=argparse.SUPPRESS)
     options.add_argument("--settings", help=argparse.SUPPRESS)

@@ -55,10 +55,7 @@ def iterate(recipe: Recipe, model: str, prompts: Sequence[Prompt], held_out: Seq
     asked = {prompt.id: prompt.text for prompt in prompts}
     job = TrainingJob(
         model,
-        [
-            {"prompt": asked[p.prompt_id], "chosen": text[p.chosen_id], "rejected": text[p.rejected_id]}
-            for p in pairs
-        ],
+        [{"prompt": asked[p.prompt_id], "chosen": text[p.chosen_id], "rejected": text[p.rejected_id]} for p in pairs],
         batch_size=recipe.train.batch_size,
         learning_rate=recipe.learning_rate(1),
         beta=recipe.objective.settings["beta"],
@@ -151,7 +148,9 @@ ROWS = 48
 """Sequences that generate decodes together."""
 
 
-def _judge_all(oracle: RulesOracle, prompts: Sequence[Prompt], *groups: Sets) -> list[tuple[Prompt, list[Response], Judgment]]:
+def _judge_all(
+    oracle: RulesOracle, prompts: Sequence[Prompt], *groups: Sets
+) -> list[tuple[Prompt, list[Response], Judgment]]:
     """Each prompt with all its candidates and the oracle's word on them."""
 
     async def judge() -> list[tuple[Prompt, list[Response], Judgment]]:

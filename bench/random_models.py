@@ -1,6 +1,6 @@
 """Llama-shaped chat models with random weights, from tiny to 7B, written as ordinary transformers folders.
 
-    python bench/random_models.py SHAPE FOLDER [DEVICE]
+python bench/random_models.py SHAPE FOLDER [DEVICE]
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def write(name: str, folder: Path, device: str) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     hidden, intermediate, layers, heads, kv_heads, vocabulary, tied = SHAPES[name]
-    tokenizer = byte_tokenizer()
+    tokenizer: Any = byte_tokenizer()
     config: Any = LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=hidden,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import sampling_parts
@@ -63,16 +64,14 @@ def family(settings: Settings) -> Family:
 def prompt_rows(prompts: tuple[int, ...]) -> list[Row]:
     """Time per prompt and peak memory against the smaller sizes; time per prompt should stay flat."""
     rows = []
-    for before, count in zip(prompts[1:], prompts[2:], strict=False):
+    for before, count in pairwise(prompts[1:]):
         names = f"prompts-{count}", f"prompts-{before}"
         title = f"growth: CPU time per prompt, {count:,} prompts"
         rows.append(Row(title, "ms_per_prompt", *names, f"itself at {before:,}", bar=Bar("at most", 1.25)))
     for count in prompts[2:]:
         names = f"prompts-{count}", f"prompts-{prompts[0]}"
         bar = Bar("at most", 1.6) if count <= 10_000 else None
-        rows.append(
-            Row(f"growth: memory, {count:,} prompts", "peak_gb", *names, f"itself at {prompts[0]:,}", bar=bar)
-        )
+        rows.append(Row(f"growth: memory, {count:,} prompts", "peak_gb", *names, f"itself at {prompts[0]:,}", bar=bar))
     return rows
 
 

@@ -51,7 +51,8 @@ def open_native_job(job: SamplingJob) -> tuple[Any, list[Any], Any]:
     engine = open_native(policy, _dtype(), slots=job.rows, device=torch.device(job.device))
     if not job.ends:
         engine.stop_token_ids = ()
-    ends = (load_tokenizer(policy).eos_token_id,) if job.ends else ()
+    tokenizer: Any = load_tokenizer(policy)
+    ends = (tokenizer.eos_token_id,) if job.ends else ()
     params = SamplingParams(job.temperature, job.top_p, 0, job.new_tokens, ends)
     requests = [
         Request(str(n), (), tuple(ids), tuple(seed_for("bench", n, k) for k in range(job.k)))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from measure import Figures, Meter, on_cuda
+from measure import Figures, Meter, bf16_is_fast, on_cuda
 
 Texts = dict[str, str]
 """A pair: prompt, chosen, rejected."""
@@ -51,7 +51,7 @@ def native(job: TrainingJob) -> Figures:
     from nashtune.training.trainer import TrainJob, train_policy
 
     policy = find_policy(PolicySection(model=job.model))
-    tokenizer = load_tokenizer(policy)
+    tokenizer: Any = load_tokenizer(policy)
 
     def ids(text: str) -> tuple[int, ...]:
         return (*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id)
@@ -105,9 +105,8 @@ def train_with_trl(job: TrainingJob, folder: Path, settings: Literal["default", 
     """
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from trl import DPOConfig, DPOTrainer
-
-    from measure import bf16_is_fast
+    from trl.trainer.dpo_config import DPOConfig
+    from trl.trainer.dpo_trainer import DPOTrainer
 
     best = settings == "best"
     per_step = min(BEST_BATCH if best else 8, job.batch_size)  # 8 is DPOConfig's default
@@ -143,9 +142,7 @@ def train_with_trl(job: TrainingJob, folder: Path, settings: Literal["default", 
     )
     tokenizer: Any = AutoTokenizer.from_pretrained(job.model)
     model = AutoModelForCausalLM.from_pretrained(job.model, dtype="float32", attn_implementation="sdpa")
-    trainer = DPOTrainer(
-        model=model, args=config, train_dataset=Dataset.from_list(chat), processing_class=tokenizer
-    )
+    trainer = DPOTrainer(model=model, args=config, train_dataset=Dataset.from_list(chat), processing_class=tokenizer)
     done = trainer.train()
     trainer.save_model(str(folder))
     return done, trainer.train_dataset

@@ -44,6 +44,9 @@ def family(settings: Settings) -> Family:
             rows_.append(Row(f"sampling, {name}: memory vs {engine}", "peak_gb", *both))
         for engine, package in ENGINES.items():
             part_name = f"{engine}-{name}"
-            title, peer = f"sampling, {name}: FLOP utilisation, {engine}", f"dense bf16 peak of the device, reached by {package}"
+            title, peer = (
+                f"sampling, {name}: FLOP utilisation, {engine}",
+                f"dense bf16 peak of the device, reached by {package}",
+            )
             rows_.append(Row(title, "flops", part_name, part_name, peer, package, theirs_figure="peak_flops"))
     return Family(parts, rows_)

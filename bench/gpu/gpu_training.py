@@ -48,6 +48,9 @@ def family(settings: Settings) -> Family:
         rows.append(Row(f"training, {name}: memory vs TRL", "peak_gb", *both))
         for trainer, package in (("native", "nashtune"), ("trl", "trl")):
             part_name = f"{trainer}-{name}"
-            title, peer = f"training, {name}: FLOP utilisation, {trainer}", f"dense bf16 peak of the device, reached by {package}"
+            title, peer = (
+                f"training, {name}: FLOP utilisation, {trainer}",
+                f"dense bf16 peak of the device, reached by {package}",
+            )
             rows.append(Row(title, "flops", part_name, part_name, peer, package, theirs_figure="peak_flops"))
     return Family(parts, rows)

@@ -21,7 +21,7 @@ FAMILIES = {"sampling": "gpu_sampling", "training": "gpu_training"}
 
 
 def cli() -> None:
-    options = parser(__doc__, FAMILIES)
+    options = parser(__doc__, FAMILIES, FAMILIES)
     options.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     options.add_argument("--tiny", action="store_true", help="a smoke test: a model of a few thousand weights")
     options.add_argument("--models", help="shapes with random weights (see random_models.py) or model folders")
