@@ -25,7 +25,7 @@ def family(settings: Settings) -> Family:
 
         changes = [
             f"folder={work}",
-            f"name={time.time_ns()}",
+            f"name=run-{time.time_ns()}",
             "iterations=1",
             f"policy.model={quickstart_model()}",
             f"prompts.per_iteration={prompts}",

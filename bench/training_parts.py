@@ -149,7 +149,7 @@ def train_with_trl(job: TrainingJob, folder: Path, settings: Literal["default", 
 
 
 BEST_BATCH = 4
-"""Pairs computed at once by TRL at its best on a CPU (README: of 2, 4, 8 and 16)."""
+"""Pairs computed at once by TRL at its best."""
 
 
 def _length(pair: Texts) -> int:
