@@ -24,6 +24,7 @@ def main() -> None:
         dtype=job["dtype"],
         max_num_seqs=job["rows"],
         max_model_len=longest + 1,
+        generation_config="vllm",  # the settings are the job's, not the model's own
         enable_prefix_caching=True,
         disable_log_stats=True,
     )
