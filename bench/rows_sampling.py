@@ -13,7 +13,7 @@ from sampling_parts import SamplingJob
 
 K = 5
 ROWS = 40
-"""Sequences decoded together by all engines (8 prompts x K); generate is no faster with more on the machine where this was written."""
+"""Sequences decoded together by all engines (8 prompts x K)."""
 
 
 def family(settings: Settings) -> Family:
