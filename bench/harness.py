@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
-from measure import LONGEST_PART_S, Figures, Missing, machine, run_json
+from measure import LONGEST_PART_S, Figures, Missing, machine, not_done, run_json
 
 SCHEMA = 1
 """Raised when the layout of the JSON results changes."""
@@ -207,7 +207,9 @@ def main(script: Path, families: Mapping[str, str], options: argparse.Namespace,
                 if left <= 0:
                     return {"missing": f"the run's {settings.limit_s:g} s were over"}
                 command = [sys.executable, str(script.resolve()), "--part", f"{name}:{part}", *shared]
-                return run_json(command, threads=settings.threads, gpu=settings.device != "cpu", timeout_s=left)
+                figures = run_json(command, threads=settings.threads, gpu=settings.device != "cpu", timeout_s=left)
+                stopped = settings.limit_s is not None and figures.get("failed") == not_done(left)
+                return {"missing": f"stopped when the run's {settings.limit_s:g} s were over"} if stopped else figures
 
             def told(line: str, name: str = name) -> None:
                 print(f"{name} {line}", file=sys.stderr, flush=True)

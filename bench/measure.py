@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -73,9 +74,10 @@ class Meter:
 
 
 def run_json(
-    command: list[str], *, threads: int | None, stdin: str = "", gpu: bool = False, timeout_s: float = LONGEST_PART_S
+    command: list[str], *, threads: int | None, stdin: str = "", gpu: bool = False, timeout_s: float | None = None
 ) -> Figures:
     """Run a command whose last line of output is JSON; with ``threads`` threads, where given, and no GPU unless ``gpu``.
+    After ``timeout_s`` it is stopped with all that it started.
 
     A failure is returned as ``{"failed": reason}``, so that one peer's cannot end the others' measuring.
     """
@@ -84,17 +86,26 @@ def run_json(
         variables |= {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     if not gpu:
         variables["CUDA_VISIBLE_DEVICES"] = ""
+    pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    group = None if timeout_s is None else 0  # one of its own, to be ended whole
+    with subprocess.Popen(command, env=variables, text=True, process_group=group, **pipes) as process:
+        try:
+            out, err = process.communicate(stdin, timeout_s)
+        except BaseException as error:
+            os.killpg(process.pid, signal.SIGKILL) if group == 0 else process.kill()
+            if isinstance(error, subprocess.TimeoutExpired):
+                return {"failed": not_done(error.timeout)}
+            raise
     try:
-        done = subprocess.run(
-            command, env=variables, input=stdin, capture_output=True, text=True, check=False, timeout=timeout_s
-        )
-    except subprocess.TimeoutExpired:
-        return {"failed": f"not done in {timeout_s:.0f} s"}
-    try:
-        return json.loads(done.stdout.splitlines()[-1])
+        return json.loads(out.splitlines()[-1])
     except (IndexError, ValueError):
-        words = done.stderr.strip().splitlines()
-        return {"failed": f"exit code {done.returncode}: {words[-1][:300] if words else 'no output'}"}
+        words = err.strip().splitlines()
+        return {"failed": f"exit code {process.returncode}: {words[-1][:300] if words else 'no output'}"}
+
+
+def not_done(timeout_s: float) -> str:
+    """Why a part that was stopped for its time failed."""
+    return f"not done in {timeout_s:.0f} s"
 
 
 def cpu_flags() -> list[str]:

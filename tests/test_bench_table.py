@@ -230,6 +230,9 @@ def test_a_gpu_table_out_of_time_says_so(tmp_path: Path) -> None:
     assert code == 0
     assert set(statuses(result).values()) == {"not installed"}
     assert {row["why"] for row in result["rows"]} == {"the run's 0 s were over"}
+    code, result = gpu_table(tmp_path / "result.json", "--rows", "sampling", "--limit-s", "0.4")
+    assert code == 0
+    assert result["parts"]["sampling"]["native-tiny"] == [{"missing": "stopped when the run's 0.4 s were over"}]
 
 
 def test_training_on_the_gpu_table_runs_on_a_cpu(tmp_path: Path, tiny: Path) -> None:
