@@ -101,7 +101,7 @@ def test_kill_9_and_resume(policy: Policy, tmp_path: Path) -> None:
     whole, cut = six_steps(tmp_path / "whole", policy), six_steps(tmp_path / "cut", policy)
     train_policy(whole)
     arguments = [str(policy.folder), policy.fingerprint, str(tmp_path / "cut"), str(torch.get_num_threads())]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     process = subprocess.run([sys.executable, "-c", KILLED, *arguments], capture_output=True, env=environment)
     assert process.returncode == -signal.SIGKILL, process.stderr.decode()
     assert [row["step"] for row in metrics_without_seconds(cut)] == [1, 2, 3]
