@@ -180,6 +180,7 @@ def parser(description: str | None, families: Iterable[str], usual: Iterable[str
     options.add_argument(
         "--output", type=Path, help="the JSON file (default: DATE-REVISION.json in the results folder)"
     )
+    options.add_argument("--json", action="store_true", help="print only the JSON object")
     options.add_argument("--part", help=argparse.SUPPRESS)
     options.add_argument("--work", help=argparse.SUPPRESS)
     options.add_argument("--settings", help=argparse.SUPPRESS)
@@ -187,7 +188,8 @@ def parser(description: str | None, families: Iterable[str], usual: Iterable[str
 
 
 def main(script: Path, families: Mapping[str, str], options: argparse.Namespace, settings: Settings) -> None:
-    """Measure the chosen families (name -> module), print the table, keep the JSON, exit with 1 where a bar is missed."""
+    """Measure the chosen families (name -> module), print the table and, last, the JSON, which is kept too; exit with 1 where a
+    bar is missed."""
     if options.part:
         _measure_here(families, options)
         return
@@ -217,12 +219,14 @@ def main(script: Path, families: Mapping[str, str], options: argparse.Namespace,
             repeats = options.repeats or (1 if settings.quick else family.repeats)
             parts[name] = measure_family(run, list(family.parts), repeats, told)
             rows += [judge_row(name, row, parts[name]) for row in family.rows]
-    print(table(rows))
+    if not options.json:
+        print(table(rows))
     result = {"schema": SCHEMA, "date": date.today().isoformat(), "settings": asdict(settings), "machine": machine()}
     result |= {"rows": rows, "parts": parts, "failing": [r["row"] for r in rows if r["status"] in FAILURES]}
     file = options.output or _result_file(script, result, settings)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result))
     raise SystemExit(1 if result["failing"] else 0)
 
 

@@ -20,13 +20,17 @@ def family(settings: Settings) -> Family:
             os.environ.pop(name, None)
         from nashtune.loop import improve
         from nashtune.recipe import load_recipe
+        from nashtune.run import Run
 
         changes = [f"folder={work}"]
         if settings.quick:
             changes += ["iterations=1", "prompts.per_iteration=12", "prompts.validation.count=12", "sampling.k=3"]
+        recipe = load_recipe(QUICKSTART, changes)
         with Meter() as meter:
-            best = improve(load_recipe(QUICKSTART, changes))
-        return meter.figures() | {"allowed": SECONDS, "best": best.iteration if best else None}
+            best = improve(recipe)
+        stages = {summary.iteration: dict(summary.seconds) for summary in Run.read(work / recipe.name).summaries()}
+        found = {"allowed": SECONDS, "best": best.iteration if best else None, "seconds_per_stage": stages}
+        return meter.figures() | found
 
     bar = None if settings.quick else Bar("at most", 1)
     peer = f"the {SECONDS} s that it may take"
