@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from nashtune.errors import SamplingError
 from nashtune.model.attention import Block, PackedLayout
 from nashtune.model.loading import Policy, end_token_ids, load_model, load_tokenizer
+from nashtune.model.prepacked import prepack_linears
 from nashtune.sampling.decoding import Decoding
 from nashtune.sampling.engine import Completion, Request, SamplingParams
 from nashtune.sampling.forward import check_forward, prefill
@@ -33,6 +34,8 @@ def open_native(
     tokenizer = load_tokenizer(policy)
     model = load_model(policy, dtype, device)
     mixed = None if far is None else Mixture(load_model(far[0], dtype, device), far[1])
+    for each in [model] if mixed is None else [model, mixed.model]:
+        prepack_linears(each)
     engine = NativeEngine(model, tokenizer, end_token_ids(policy, tokenizer), slots=slots, mixture=mixed)
     engine.check_against_plain_forward()
     return engine
