@@ -80,8 +80,8 @@ def pipeline(prompts: int) -> Figures:
     from nashtune.recipe import parse_recipe
     from nashtune.run import Run
     from nashtune.stages.judging import judge
-    from nashtune.stages.teacher import sample
     from nashtune.stages.pairing import make_pairs
+    from nashtune.stages.teacher import sample
 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "prompts.jsonl"
