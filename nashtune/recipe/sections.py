@@ -259,5 +259,8 @@ class ScaleSection(Section):
 
     workers: int = Field(default=1, ge=1, json_schema_extra=NEUTRAL)
     """Sampling processes; more than 1 gives each cores/workers threads."""
+    train_processes: int = Field(default=1, ge=1, json_schema_extra=NEUTRAL)
+    """Training processes on this machine, started by torchrun: each with a GPU of its own, or cores/train_processes threads;
+    they share weights, gradients and moments (FSDP2). May change from one attempt to the next."""
     overlap: bool = Field(default=True, json_schema_extra=NEUTRAL)
     """Let a judge behind a server begin with the first finished unit of samples; false judges after the last."""

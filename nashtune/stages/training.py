@@ -113,7 +113,7 @@ def train(run: Run, iteration: int, pairs: Iterable[Pair]) -> Policy:
             output=run.iteration_folder(iteration) / "policy",
         )
         with stage.clock() as tick, _step_progress(job, tick) as on_step:
-            result = train_policy(job, on_step)
+            result = train_policy(job, on_step, processes=recipe.scale.train_processes)
         facts = {
             "replayed": sum(pair.iteration < iteration for pair in used),
             "steps": result.steps,
@@ -121,6 +121,7 @@ def train(run: Run, iteration: int, pairs: Iterable[Pair]) -> Policy:
         }
         facts |= {"pairs_trained": len(used), "pairs_lacking": lacking}
         facts |= {"reference_seconds": result.reference_seconds, "peak_memory_gb": result.peak_memory_gb}
+        facts |= {"rank_memory_gb": list(result.rank_memory_gb)}
         stage.finish(inputs, {**facts, **result.metrics}, result.policy.fingerprint)
     return policy_of(run, iteration)
 

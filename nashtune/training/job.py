@@ -91,7 +91,10 @@ class TrainResult:
     metrics: Mapping[str, float]
     """Means over all steps of loss, margin, accuracy, nll, log-probs and grad_norm (those that exist)."""
     peak_memory_gb: float
-    """Highest resident memory of this process so far, or accelerator memory where there is one."""
+    """Highest resident memory of the training process so far, or accelerator memory where there is one; of several, the
+    highest."""
+    rank_memory_gb: tuple[float, ...] = ()
+    """The same of every process that trained, by rank."""
 
 
 def finished(job: TrainJob, key: str) -> TrainResult | None:
@@ -104,7 +107,8 @@ def finished(job: TrainJob, key: str) -> TrainResult | None:
         return None
     name = f"iteration {job.iteration}"
     policy = Policy(job.output, record["fingerprint"], name, job.policy.trust_remote_code)
-    return TrainResult(policy=policy, **record["result"])
+    values = record["result"]
+    return TrainResult(policy=policy, **values | {"rank_memory_gb": tuple(values.get("rank_memory_gb", ()))})
 
 
 def check_pairs(job: TrainJob) -> None:

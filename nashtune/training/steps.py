@@ -15,8 +15,9 @@ from nashtune.objectives import PairTerms, Sides, preference_loss
 from nashtune.store.files import write_json
 from nashtune.training.job import StepMetrics, TrainJob, mean
 from nashtune.training.optimizer import Optimizer, learning_rate
-from nashtune.training.packing import Plan, TrainingPair
+from nashtune.training.packing import Plan, TrainingPair, shortest
 from nashtune.training.trainee import Trainee
+from nashtune.training.world import World
 
 STEP_ZERO_TOLERANCE = 1e-3
 """Nats by which a pair's log-ratio may differ between policy and reference while they are the same model."""
@@ -25,26 +26,20 @@ STEP_ZERO_TOLERANCE = 1e-3
 class Steps:
     """The steps of a job's plan."""
 
-    def __init__(self, job: TrainJob, plan: Plan):
-        self.job, self.plan = job, plan
+    def __init__(self, job: TrainJob, plan: Plan, world: World):
+        self.job, self.plan, self.world = job, plan, world
         self.objective, self.settings = job.objective.row, job.objective.settings
 
     def take(self, step: int, trainee: Trainee, optimizer: Optimizer, references: Mapping[str, Tensor]) -> StepMetrics:
-        """One optimizer step (``step`` counts from 0). Refused, weights untouched, where a number is not finite."""
+        """One optimizer step (``step`` counts from 0). Refused, weights untouched, where a number is not finite. For all
+        ranks: each computes its share of the micro-batches, and all come to the same metrics, or the same refusal."""
         started = time.perf_counter()
         batch = self.plan.batches[self.plan.order[step]]
-        size = sum(map(len, batch))
-        rows: list[dict[str, Any]] = []
-        for number, microbatch in enumerate(batch):
-            pairs = [self.job.pairs[i] for i in microbatch]
-            stored = {name: values[list(microbatch)].to(trainee.model.device) for name, values in references.items()}
-            losses, terms = self._losses(trainee.forward(pairs, self.objective.sides), stored, pairs)
-            rows += terms
-            if not all(math.isfinite(row["loss"]) for row in terms):
-                self._refuse(step, "the loss", rows)
-            if step == 0 and number == 0 and self._starts_at_zero():
-                self._check_start(terms)
-            (losses.sum() / size).backward()
+        rows = self._backward(batch, trainee, references)
+        if not all(math.isfinite(row["loss"]) for row in rows):
+            self._refuse(step, "the loss", rows)
+        if step == 0 and self._starts_at_zero():
+            self._check_start(rows)
         norm = optimizer.clip()
         if not math.isfinite(norm):
             self._refuse(step, f"the gradient norm ({norm})", rows)
@@ -63,6 +58,26 @@ class Steps:
             seconds=seconds,
             **means,  # type: ignore[arg-type]
         )
+
+    def _backward(
+        self, batch: Sequence[Sequence[int]], trainee: Trainee, references: Mapping[str, Tensor]
+    ) -> list[dict[str, Any]]:
+        """Gradients of the batch's mean loss; returns the terms of all its pairs, whoever computed them."""
+        size, ranks = sum(map(len, batch)), self.world.size
+        rows: list[dict[str, Any]] = []
+        mine = self.world.share(batch)
+        for microbatch in mine:
+            pairs = [self.job.pairs[i] for i in microbatch]
+            stored = {name: values[list(microbatch)].to(trainee.model.device) for name, values in references.items()}
+            losses, terms = self._losses(trainee.forward(pairs, self.objective.sides), stored, pairs)
+            rows += terms
+            # FSDP2 averages the ranks' gradients; their sum is meant.
+            (losses.sum() / size * ranks).backward()
+        if len(mine) < -(-len(batch) // ranks):
+            # Every rank has to take part in gathering weights and summing gradients: a pass that adds nothing.
+            idle = shortest([self.job.pairs[i] for microbatch in batch for i in microbatch])
+            (trainee.forward([idle], self.objective.sides).sum() * 0).backward()
+        return [row for rank_rows in self.world.gather(rows) for row in rank_rows]
 
     def _losses(
         self, logprobs: Tensor, references: Mapping[str, Tensor], pairs: Sequence[TrainingPair]
@@ -110,7 +125,8 @@ class Steps:
 
     def _refuse(self, step: int, what: str, rows: Sequence[Mapping[str, Any]]) -> None:
         file = self.job.folder / f"nonfinite-step-{step + 1}.json"
-        write_json(file, {"step": step + 1, "not_finite": what, "pairs": [_json_numbers(row) for row in rows]})
+        if self.world.first:
+            write_json(file, {"step": step + 1, "not_finite": what, "pairs": [_json_numbers(row) for row in rows]})
         raise TrainingError(
             f"iteration {self.job.iteration}, step {step + 1}: {what} is not finite; accepted: finite numbers. "
             f"The step was not taken; its pairs are in {file}"

@@ -18,7 +18,7 @@ from nashtune.model.loading import DTYPES, bf16_is_fast, load_model, load_tokeni
 from nashtune.recipe import LoraSection, TrainSection
 from nashtune.records import Policy
 from nashtune.training.logprobs import check_architecture, response_logprobs
-from nashtune.training.packing import TrainingPair, pack, share
+from nashtune.training.packing import PackedBatch, TrainingPair, pack, share
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -52,9 +52,11 @@ class Trainee:
     adapted: PeftModel | None = None
 
     @staticmethod
-    def load(policy: Policy, section: TrainSection, precision: Precision, seed: int) -> Trainee:
+    def load(
+        policy: Policy, section: TrainSection, precision: Precision, seed: int, device: torch.device | None = None
+    ) -> Trainee:
         """Load for training; ``seed`` decides the adapters' initial values. Raises ModelError."""
-        trainee = Trainee.load_fixed(policy, precision, convert=False)
+        trainee = Trainee.load_fixed(policy, precision, convert=False, device=device)
         if section.lora is not None:
             trainee.adapted = _adapt(trainee.model, section.lora, seed)
         trainee._to_weights_dtype()
@@ -64,10 +66,12 @@ class Trainee:
         return trainee
 
     @staticmethod
-    def load_fixed(policy: Policy, precision: Precision, *, convert: bool = True) -> Trainee:
+    def load_fixed(
+        policy: Policy, precision: Precision, *, convert: bool = True, device: torch.device | None = None
+    ) -> Trainee:
         """Load a policy that is only read, computing exactly as a trained one does."""
         # Always read in fp32: masters must hold the policy's weights, not their bf16 rounding.
-        model = load_model(policy, torch.float32)
+        model = load_model(policy, torch.float32, device)
         _without_dropout(model)
         check_architecture(model)
         trainee = Trainee(model, precision)
@@ -84,8 +88,11 @@ class Trainee:
     def forward(self, pairs: Sequence[TrainingPair], sides: int = 2) -> Tensor:
         """Log-probs of the pairs' answers [n, sides], in nats; what pairs have in common is computed once."""
         items, places = share(pairs, sides)
-        logprobs = response_logprobs(self.model, pack(items, self.model.device), self.precision.autocast)
+        logprobs = self._logprobs(pack(items, self.model.device))
         return logprobs[torch.tensor(places, device=logprobs.device)].view(-1, sides)
+
+    def _logprobs(self, batch: PackedBatch) -> Tensor:
+        return response_logprobs(self.model, batch, self.precision.autocast)
 
     def _to_weights_dtype(self) -> None:
         if self.precision.weights == torch.float32:

@@ -25,11 +25,17 @@ from nashtune.training.packing import Plan, plan_steps
 from nashtune.training.references import ReferenceShards
 from nashtune.training.steps import Steps
 from nashtune.training.trainee import Precision, Trainee
+from nashtune.training.world import ALONE, World
 
 
-def train_policy(job: TrainJob, on_step: Callable[[StepMetrics], None] | None = None) -> TrainResult:
+def train_policy(
+    job: TrainJob, on_step: Callable[[StepMetrics], None] | None = None, *, processes: int = 1
+) -> TrainResult:
     """Train ``job.policy`` and write the new policy to ``job.output``; continues an interrupted job, bit for bit on one
     machine, and returns a finished one's result at once.
+
+    ``processes`` more than 1 are started by torchrun and share weights and work (FSDP2); the result is that of one
+    process but for rounding, and either goes on from the other's checkpoint.
 
     Raises TrainingError for pairs that cannot be trained on, numbers that are not finite, or a reference that does not
     match the policy; ModelError where the architecture cannot be trained.
@@ -37,43 +43,60 @@ def train_policy(job: TrainJob, on_step: Callable[[StepMetrics], None] | None = 
     key = job.key()
     if (done := finished(job, key)) is not None:
         return done
-    sides = job.objective.row.sides
     check_pairs(job)
-    plan = plan_steps(
+    if processes > 1:
+        from nashtune.training.launch import train_with_torchrun
+
+        _plan(job, processes)  # what it refuses, it refuses before anything is started
+        train_with_torchrun(job, processes, on_step)
+    else:
+        train_in_world(job, key, ALONE, on_step)
+    result = finished(job, key)
+    assert result is not None
+    return result
+
+
+def train_in_world(job: TrainJob, key: str, world: World, on_step: Callable[[StepMetrics], None] | None) -> None:
+    """Train as one of the world's ranks; rank 0 leaves the policy and its result on disk. For all ranks."""
+    with deterministic(), freed_memory_kept():
+        _Training(job, key, world).run(on_step)
+
+
+def _plan(job: TrainJob, processes: int) -> Plan:
+    return plan_steps(
         job.pairs,
         batch_size=job.train.batch_size,
         microbatch_tokens=job.train.microbatch_tokens,
         epochs=job.train.epochs,
         seed=seed_for(job.seed, "train", job.iteration),
-        sides=sides,
+        sides=job.objective.row.sides,
+        processes=processes,
     )
-    with deterministic(), freed_memory_kept():
-        return _Training(job, key, plan).run(on_step)
 
 
 class _Training:
-    """One job in progress."""
+    """One job in progress, in one rank."""
 
-    def __init__(self, job: TrainJob, key: str, plan: Plan):
-        self.job, self.key, self.plan = job, key, plan
-        self.objective, self.settings = job.objective.row, job.objective.settings
-        self.weights = self.objective.references(self.settings)
+    def __init__(self, job: TrainJob, key: str, world: World):
+        self.job, self.key, self.world, self.plan = job, key, world, _plan(job, world.size)
+        self.sides = job.objective.row.sides
+        self.references = tuple(job.objective.row.references(job.objective.settings))
         self.precision = Precision.of(job.train.precision)
         self.history: list[StepMetrics] = []
         self.adapter_seed = seed_for(job.seed, "adapters", job.iteration)
 
-    def run(self, on_step: Callable[[StepMetrics], None] | None) -> TrainResult:
+    def run(self, on_step: Callable[[StepMetrics], None] | None) -> None:
         job = self.job
         started = time.perf_counter()
-        shards = {name: self._shards(name) for name in self.weights}
+        shards = {name: self._shards(name) for name in self.references}
         for name, policy_shards in shards.items():
             if not job.is_policy(name) and policy_shards.missing():
-                fixed = Trainee.load_fixed(job.references[name], self.precision)  # alone in memory, before the policy
+                fixed = self._load_fixed(job.references[name])  # alone in memory, before the policy
                 policy_shards.compute(fixed.forward)
                 del fixed
                 gc.collect()
-        trainee = Trainee.load(job.policy, job.train, self.precision, self.adapter_seed)
-        check_fits(trainee.model, ((f"pair {p.id}", p.answers(self.objective.sides)) for p in job.pairs))
+        trainee = self._load()
+        check_fits(trainee.model, ((f"pair {p.id}", p.answers(self.sides)) for p in job.pairs))
         for name, policy_shards in shards.items():
             if job.is_policy(name):
                 policy_shards.compute(trainee.forward)
@@ -82,29 +105,48 @@ class _Training:
 
         optimizer = Optimizer(trainee.parameters, trainee.masters, job.train)
         self._resume(optimizer)
-        steps = Steps(job, self.plan)
+        steps = Steps(job, self.plan, self.world)
         for step in range(len(self.history), self.plan.steps):
             metrics = steps.take(step, trainee, optimizer, references)
             self._record(metrics, optimizer)
             if on_step is not None:
                 on_step(metrics)
         optimizer.release()
+        memory = self.world.gather(peak_memory_gb())  # before the others leave rank 0 to write
         trainee.save(job.policy, job.train, job.output, self.adapter_seed)
-        return self._finish(reference_seconds)
+        if self.world.first:
+            self._finish(reference_seconds, (max(memory[0], peak_memory_gb()), *memory[1:]))
+
+    def _load(self) -> Trainee:
+        job = self.job
+        if self.world.size == 1:
+            return Trainee.load(job.policy, job.train, self.precision, self.adapter_seed)
+        from nashtune.training.sharding import load_sharded
+
+        return load_sharded(job.policy, job.train, self.precision, self.adapter_seed, self.world)
+
+    def _load_fixed(self, policy: Policy) -> Trainee:
+        if self.world.size == 1:
+            return Trainee.load_fixed(policy, self.precision)
+        from nashtune.training.sharding import load_fixed_sharded
+
+        return load_fixed_sharded(policy, self.precision, self.world)
 
     def _shards(self, reference: str) -> ReferenceShards:
-        # bf16 rounding differs between machines and thread counts, so log-probs of another one are not read.
+        # bf16 rounding differs between machines, thread counts and micro-batches, so log-probs of another one are not read.
         machine = (torch.__version__, default_device().type, torch.get_num_threads(), str(self.precision))
+        machine += (self.world.size,) if self.world.size > 1 else ()
         policy = self.job.references[reference].fingerprint  # two names of one policy share its log-probs
         folder = self.job.folder / "references" / content_hash(self.key, policy, machine)
-        return ReferenceShards(folder, self.job.pairs, self.plan)
+        return ReferenceShards(folder, self.job.pairs, self.plan, self.world)
 
     def _resume(self, optimizer: Optimizer) -> None:
-        checkpoint = last_checkpoint(self.job.folder, self.key)
+        checkpoint = self.world.agree(lambda: last_checkpoint(self.job.folder, self.key))
         if checkpoint is not None:
             checkpoint.restore(optimizer)
             self.history = [StepMetrics(**row) for row in checkpoint.metrics]
-        write_atomic(self._metrics_file, "".join(_line(m) for m in self.history))
+        if self.world.first:
+            write_atomic(self._metrics_file, "".join(_line(m) for m in self.history))
 
     @property
     def _metrics_file(self) -> Path:
@@ -112,13 +154,14 @@ class _Training:
 
     def _record(self, metrics: StepMetrics, optimizer: Optimizer) -> None:
         self.history.append(metrics)
-        with self._metrics_file.open("a", encoding="utf-8") as stream:
-            stream.write(_line(metrics))
+        if self.world.first:
+            with self._metrics_file.open("a", encoding="utf-8") as stream:
+                stream.write(_line(metrics))
         if metrics.step % self.job.train.checkpoint_steps == 0 and metrics.step < self.plan.steps:
             rows = [asdict(m) for m in self.history]
-            save_checkpoint(self.job.folder, self.key, metrics.step, optimizer.state(), rows)
+            save_checkpoint(self.job.folder, self.key, metrics.step, optimizer.state(), rows, self.world)
 
-    def _finish(self, reference_seconds: float) -> TrainResult:
+    def _finish(self, reference_seconds: float, memory: tuple[float, ...]) -> None:
         job = self.job
         policy = Policy(job.output, fingerprint(job.output), f"iteration {job.iteration}", job.policy.trust_remote_code)
         means = {f.name: mean([getattr(m, f.name) for m in self.history]) for f in fields(StepMetrics)}
@@ -130,12 +173,12 @@ class _Training:
             seconds=sum(m.seconds for m in self.history),
             reference_seconds=reference_seconds,
             metrics={name: value for name, value in means.items() if value is not None and name not in skipped},
-            peak_memory_gb=peak_memory_gb(),
+            peak_memory_gb=max(memory),
+            rank_memory_gb=memory,
         )
         row = {f.name: getattr(result, f.name) for f in fields(TrainResult) if f.name != "policy"}
         write_json(job.folder / "result.json", {"key": self.key, "fingerprint": policy.fingerprint, "result": row})
         remove_checkpoints(job.folder)
-        return result
 
 
 def _line(metrics: StepMetrics) -> str:
