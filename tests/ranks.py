@@ -16,7 +16,7 @@ from nashtune.training.job import StepMetrics, TrainJob
 from nashtune.training.trainer import train_in_world
 from nashtune.training.world import World
 
-LIBRARIES = ["ranks", "nashtune.training.sharding", "torch.distributed.checkpoint", "peft"]
+LIBRARIES = ["ranks", "tiny_pairs", "nashtune.training.sharding", "torch.distributed.checkpoint", "peft", "pandas"]
 Hook = Callable[[StepMetrics], None]
 
 

@@ -203,7 +203,14 @@ def gradients_averaged() -> None:
     Optimizer.clip = wrong  # type: ignore[method-assign]
 
 
-@pytest.mark.parametrize("broken", [same_microbatches_in_every_rank, another_order_in_every_rank, gradients_averaged])
+BROKEN = [
+    same_microbatches_in_every_rank,
+    another_order_in_every_rank,
+    pytest.param(gradients_averaged, marks=SLOW),
+]
+
+
+@pytest.mark.parametrize("broken", BROKEN)
 def test_what_would_be_wrong_is_seen(policy: Policy, tmp_path: Path, broken: Callable[[], None]) -> None:
     one, two = (
         tiny_job(tmp_path / n, policy, learnable_pairs(8), epochs=3, max_grad_norm=100.0) for n in ("one", "two")
