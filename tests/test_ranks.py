@@ -33,9 +33,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "adapters": {"lora": LoraSection(rank=2), "learning_rate": 1e-2},
     "bfloat16 adapters": {"precision": "bfloat16", "lora": LoraSection(rank=2), "learning_rate": 1e-2},
     "recomputed": {"gradient_checkpointing": True},
-    "dpo": {"name": "dpo"},
+    "dpo, one rank idle": {"name": "dpo", "batch_size": 1},
+    "sft": {"name": "sft"},
 }
-QUICK = ("float32", "bfloat16 adapters", "dpo")
+QUICK = ("float32", "bfloat16 adapters", "dpo, one rank idle")
 
 
 class Stop(Exception):

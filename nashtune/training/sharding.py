@@ -8,7 +8,7 @@ process.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
@@ -27,13 +27,12 @@ from nashtune.training.packing import PackedBatch
 from nashtune.training.trainee import Precision, Trainee
 from nashtune.training.world import World
 
-WHOLE = Precision(torch.float32)
-"""As models are read and written: masters hold the policy's weights, not their rounding."""
+CPU = torch.device("cpu")
 
 
 class _LogProbs(nn.Module):
-    """The whole computation of log-probs as one module, since FSDP2 gathers the embeddings and the output matrix (of which
-    only the hidden states' own product is computed) as this module's forward pass begins."""
+    """The whole computation of log-probs as one module: as its forward pass begins, FSDP2 gathers what belongs to no layer,
+    the embeddings and the output matrix, which log-probs are computed from chunk by chunk outside the model's own forward."""
 
     def __init__(self, model: PreTrainedModel, autocast: torch.dtype | None):
         super().__init__()
@@ -68,7 +67,7 @@ class ShardedTrainee(Trainee):
         whole: dict[str, nn.Parameter] = {}
         trainee: Trainee | None = None
         if self.world.first:
-            trainee = Trainee.load(policy, section, WHOLE, seed, torch.device("cpu"))
+            trainee = Trainee.load(policy, section, _whole(self.precision), seed, CPU)
             whole = trainee.parameters
         for name, part in self.parts.items():
             gathered = cast(DTensor, part.detach()).full_tensor()
@@ -82,12 +81,17 @@ def load_sharded(
     policy: Policy, section: TrainSection, precision: Precision, seed: int, world: World
 ) -> ShardedTrainee:
     """As ``Trainee.load``, spread over the ranks. For all ranks. Raises ModelError."""
-    return _spread(lambda: Trainee.load(policy, section, WHOLE, seed, torch.device("cpu")), precision, world)
+    return _spread(lambda: Trainee.load(policy, section, _whole(precision), seed, CPU), precision, world)
 
 
 def load_fixed_sharded(policy: Policy, precision: Precision, world: World) -> ShardedTrainee:
     """As ``Trainee.load_fixed``, spread over the ranks. For all ranks. Raises ModelError."""
-    return _spread(lambda: Trainee.load_fixed(policy, WHOLE, device=torch.device("cpu")), precision, world)
+    return _spread(lambda: Trainee.load_fixed(policy, _whole(precision), device=CPU), precision, world)
+
+
+def _whole(precision: Precision) -> Precision:
+    """As models are read and written: parts hold the policy's weights, not their rounding."""
+    return replace(precision, weights=torch.float32, autocast=None)
 
 
 def _spread(load: Callable[[], Trainee], precision: Precision, world: World) -> ShardedTrainee:
