@@ -47,8 +47,9 @@ def native(job: TrainingJob) -> Figures:
     from nashtune.model.loading import find_policy, load_tokenizer, render
     from nashtune.recipe import PolicySection, TrainSection, objective_section
     from nashtune.records import Message
+    from nashtune.training.job import TrainJob
     from nashtune.training.packing import TrainingPair
-    from nashtune.training.trainer import TrainJob, train_policy
+    from nashtune.training.trainer import train_policy
 
     policy = find_policy(PolicySection(model=job.model))
     tokenizer: Any = load_tokenizer(policy)

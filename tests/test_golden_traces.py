@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from tiny_pairs import learnable_pairs, tiny_job, tiny_policy
 
-from nashtune.training.trainer import StepMetrics, train_policy
+from nashtune.training.job import StepMetrics
+from nashtune.training.trainer import train_policy
 
 FILE = Path(__file__).parent / "golden" / "training.json"
 CASES: dict[str, dict[str, Any]] = {

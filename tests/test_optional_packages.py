@@ -17,9 +17,10 @@ from tiny_pairs import learnable_pairs, tiny_job, tiny_policy
 from nashtune.errors import ModelError, NashtuneError, TrainingError
 from nashtune.recipe import LoraSection, TrainSection
 from nashtune.records import Policy
+from nashtune.training.job import StepMetrics
 from nashtune.training.kernels import apply_liger
 from nashtune.training.optimizer import Optimizer
-from nashtune.training.trainer import StepMetrics, train_policy
+from nashtune.training.trainer import train_policy
 
 WIDE = {"hidden_size": 128, "intermediate_size": 256}  # tensors large enough for 8-bit moments, layers for blocks of 64
 

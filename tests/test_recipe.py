@@ -264,6 +264,7 @@ def test_neutral_settings_change_no_identity_and_identity_settings_do() -> None:
         "Recipe.health",
         "Recipe.shared",
         "ScaleSection.workers",
+        "ScaleSection.train_processes",
         "TrainSection.checkpoint_steps",
         "TrainSection.activation_gb",
         "Recipe.ledger",

@@ -17,10 +17,11 @@ from nashtune.errors import ModelError, TrainingError
 from nashtune.model.loading import load_model
 from nashtune.recipe import LoraSection, TrainSection
 from nashtune.records import Policy
+from nashtune.training.job import StepMetrics
 from nashtune.training.logprobs import score_responses
 from nashtune.training.optimizer import Optimizer, learning_rate
 from nashtune.training.packing import TrainingPair
-from nashtune.training.trainer import StepMetrics, train_policy
+from nashtune.training.trainer import train_policy
 
 LN2 = math.log(2)
 

@@ -19,8 +19,9 @@ from tiny_pairs import learnable_pairs, tiny_job, tiny_policy
 from nashtune.errors import StoreError, TrainingError
 from nashtune.recipe import LoraSection
 from nashtune.records import Policy
+from nashtune.training.job import StepMetrics, TrainJob
 from nashtune.training.references import ReferenceShards
-from nashtune.training.trainer import StepMetrics, TrainJob, train_policy
+from nashtune.training.trainer import train_policy
 
 KINDS: dict[str, dict[str, Any]] = {
     "float32": {},

@@ -12,8 +12,8 @@ from tiny_models import tiny_model
 from nashtune.model.loading import fingerprint
 from nashtune.recipe import TrainSection, objective_section
 from nashtune.records import Policy
+from nashtune.training.job import TrainJob
 from nashtune.training.packing import TrainingPair
-from nashtune.training.trainer import TrainJob
 
 
 def tiny_policy(folder: Path, family: str = "llama", seed: int = 0, **overrides: Any) -> Policy:

@@ -278,7 +278,8 @@ class _Trained:
 def _train(run: Run, prompts: Sequence[Prompt], responses: Sequence[Response], judged: Sequence[Item]) -> _Trained:
     """Two optimizer steps on pairs of the sampled answers: those the rule finds, where there is a judge, else any two."""
     from nashtune.training.head_start import HeadStart
-    from nashtune.training.trainer import StepMetrics, train_policy
+    from nashtune.training.job import StepMetrics
+    from nashtune.training.trainer import train_policy
 
     pairs = list(build_pairs(judged, run.recipe.pairs, 1, run.recipe.seed).pairs) if judged else []
     per_prompt = len(pairs) / len(judged) if judged else None

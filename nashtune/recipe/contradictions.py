@@ -37,6 +37,7 @@ def contradictions(recipe: Recipe) -> Iterator[str]:
     yield from _objective(recipe)
     yield from _sampled_policy(recipe)
     yield from _training(recipe.train)
+    yield from _processes(recipe)
 
 
 def _stages(recipe: Recipe) -> list[str]:
@@ -178,6 +179,21 @@ def _training(train: TrainSection) -> Iterator[str]:
             "train.attention is 'varlen', whose kernels compute in bf16, but train.precision is 'float32'; accepted: precision "
             "'auto', 'autocast' or 'bfloat16', or another attention"
         )
+
+
+def _processes(recipe: Recipe) -> Iterator[str]:
+    """What several training processes cannot do."""
+    count, train = recipe.scale.train_processes, recipe.train
+    if count == 1:
+        return
+    single = {
+        "train.activation_gb": train.activation_gb is not None,
+        "train.liger": train.liger,
+        "train.optimizer 'adamw_8bit'": train.optimizer == "adamw_8bit",
+        "train.lora.base 'nf4'": train.lora is not None and train.lora.base == "nf4",
+    }
+    for name in (name for name, asked in single.items() if asked):
+        yield f"scale.train_processes is {count} but {name} is for one process; accepted: 1, or without {name}"
 
 
 def _scores(oracle: Oracle) -> bool:

@@ -29,6 +29,10 @@ class ObjectiveSection(Section):
         """All settings of the objective by name."""
         return self.model_dump(exclude={"name"})
 
+    def __reduce__(self) -> Any:
+        """Pickled by name: its class is made from the table's row and has no name that could be imported."""
+        return _again, (self.name, self.settings)
+
 
 def _section(name: str, row: Row) -> type[ObjectiveSection]:
     fields: dict[str, Any] = {"name": (Literal[name], Field(default=name, description=row.formula))}
@@ -59,6 +63,10 @@ SECTIONS: dict[str, type[ObjectiveSection]] = {name: _section(name, row) for nam
 def objective_section(name: str = DEFAULT_OBJECTIVE, **settings: float) -> ObjectiveSection:
     """An objective by name, from Python. Raises KeyError for an unknown name, pydantic's ValidationError for a bad setting."""
     return SECTIONS[name](name=name, **settings)
+
+
+def _again(name: str, settings: dict[str, float]) -> ObjectiveSection:
+    return objective_section(name, **settings)
 
 
 if TYPE_CHECKING:

@@ -290,6 +290,9 @@ class ScaleSection(Section):
 
     workers: int = Field(default=1, ge=1, json_schema_extra=NEUTRAL)
     """Sampling processes; more than 1 gives each cores/workers threads."""
+    train_processes: int = Field(default=1, ge=1, json_schema_extra=NEUTRAL)
+    """Training processes on this machine, started by torchrun: each with a GPU of its own, or cores/train_processes threads;
+    they share weights, gradients and moments (FSDP2). May change from one attempt to the next."""
     overlap: bool = Field(default=True, json_schema_extra=NEUTRAL)
     """Let a judge behind a server begin with the first finished unit of samples, pairs be built as judgments come, and the
     trainer load its model (with train.order `judged`, compute reference log-probs too) while the judge works; false does one

@@ -13,8 +13,6 @@ import multiprocessing
 import os
 import pickle
 import signal
-import threading
-import time
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from nashtune.errors import NashtuneError, SamplingError
+from nashtune.scale.lifetime import leave_with
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +179,7 @@ class _Worker:
 def _serve(pipe: Connection, threads: int, parent: int, preload: str | None) -> None:
     """A worker's life: take a unit, do it, tell; leave when the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
-    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
+    leave_with(parent)
     import torch
 
     from nashtune.model.allocator import freed_memory_kept
@@ -218,10 +217,3 @@ def _serve_units(pipe: Connection) -> None:
             pipe.send_bytes(pickle.dumps((facts, failure)))
         except BrokenPipeError:
             return
-
-
-def _leave_with(parent: int) -> None:
-    """End this process when its parent is gone, so that kill -9 of a run leaves nothing behind."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)

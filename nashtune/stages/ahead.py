@@ -65,10 +65,11 @@ class Ahead:
 
     @property
     def _trains(self) -> bool:
-        """Whether the trainer's model may wait in memory: not for people, who take days, and not where there is no model."""
-        section = self._run.recipe.oracle
-        waits = any(isinstance(part, recipe.PeopleOracle) for part in parts_of(section))
-        return not waits and self._run.recipe.sampling.engine != "scripted"
+        """Whether the trainer's model may wait in memory: not for people, who take days, not where there is no model, and not
+        where other processes will train."""
+        settings = self._run.recipe
+        waits = any(isinstance(part, recipe.PeopleOracle) for part in parts_of(settings.oracle))
+        return not waits and settings.sampling.engine != "scripted" and settings.scale.train_processes == 1
 
     @property
     def _early(self) -> bool:

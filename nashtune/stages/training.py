@@ -20,7 +20,7 @@ from nashtune.stages.work import HEAD_START, engine_of, policy_of
 
 if TYPE_CHECKING:
     from nashtune.training.head_start import HeadStart
-    from nashtune.training.trainer import StepMetrics, TrainJob
+    from nashtune.training.job import StepMetrics, TrainJob
 
 
 def train(run: Run, iteration: int, pairs: Iterable[Pair]) -> Policy:
@@ -48,7 +48,7 @@ def train(run: Run, iteration: int, pairs: Iterable[Pair]) -> Policy:
         if head_start is not None and head_start.job != replace(job, pairs=()):
             head_start = None
         with stage.clock() as tick, _step_progress(job, tick) as on_step:
-            result = train_policy(job, on_step, head_start)
+            result = train_policy(job, on_step, head_start, processes=recipe.scale.train_processes)
         facts = {
             "replayed": sum(pair.iteration < iteration for pair in used),
             "steps": result.steps,
@@ -56,13 +56,14 @@ def train(run: Run, iteration: int, pairs: Iterable[Pair]) -> Policy:
         }
         facts |= {"pairs_trained": len(used), "pairs_lacking": lacking}
         facts |= {"reference_seconds": result.reference_seconds, "peak_memory_gb": result.peak_memory_gb}
+        facts |= {"rank_memory_gb": list(result.rank_memory_gb)}
         stage.finish(inputs, {**facts, **result.metrics}, result.policy.fingerprint)
     return policy_of(run, iteration)
 
 
 def job_without_pairs(run: Run, iteration: int) -> TrainJob:
     """Iteration t's training, all but what it is trained on."""
-    from nashtune.training.trainer import TrainJob
+    from nashtune.training.job import TrainJob
 
     return TrainJob(
         pairs=(),

@@ -25,7 +25,7 @@ from nashtune.training.trainee import Precision, Trainee
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from nashtune.training.trainer import TrainJob
+    from nashtune.training.job import TrainJob
 
 
 class HeadStart:
@@ -52,7 +52,7 @@ class HeadStart:
         if self._model is not None:
             return
         started = time.perf_counter()
-        fixed = next((name for name in self._references if not is_policy(self.job, name)), None)
+        fixed = next((name for name in self._references if not self.job.is_policy(name)), None)
         if fixed is None:
             self._model, self._of = _load_trainee(self.job), ""
         else:
@@ -102,13 +102,8 @@ class HeadStart:
         return next(p for p in self.job.references.values() if p.fingerprint == fingerprint)
 
 
-def is_policy(job: TrainJob, reference: str) -> bool:
-    """Whether a reference is the policy itself, so that its log-probs come from the very model that is trained."""
-    return job.references[reference].fingerprint == job.policy.fingerprint
-
-
-def plan_of(job: TrainJob, pairs: Sequence[TrainingPair]) -> Plan:
-    """Steps over ``pairs`` as the job's settings say."""
+def plan_of(job: TrainJob, pairs: Sequence[TrainingPair], processes: int = 1) -> Plan:
+    """Steps over ``pairs`` as the job's settings say, cut for so many processes."""
     return plan_steps(
         pairs,
         batch_size=job.train.batch_size,
@@ -117,13 +112,15 @@ def plan_of(job: TrainJob, pairs: Sequence[TrainingPair]) -> Plan:
         seed=seed_for(job.seed, "train", job.iteration),
         sides=job.objective.row.sides,
         shuffle=job.train.order == "shuffled",
+        processes=processes,
     )
 
 
-def reference_folder(job: TrainJob, policy: Policy) -> Path:
+def reference_folder(job: TrainJob, policy: Policy, processes: int = 1) -> Path:
     """Where log-probs under ``policy`` go; two names of one policy share them."""
     # bf16 rounding differs between machines and thread counts, so log-probs of another one are not read.
     machine = (torch.__version__, default_device().type, torch.get_num_threads(), str(_precision(job)))
+    machine += (processes,) if processes > 1 else ()
     # With adapters, or another way to hold the weights, a policy that is trained may compute otherwise than one that is read.
     how = job.train.model_dump(mode="json", include={"lora", "precision", "microbatch_tokens"})
     return job.folder / "references" / content_hash(policy.fingerprint, machine, how)

@@ -67,7 +67,9 @@ class Optimizer:
 
     def clip(self) -> float:
         """Scale the summed gradients down to the section's norm; returns the norm they had (it may not be finite)."""
-        return float(torch.nn.utils.clip_grad_norm_(self.masters.values(), self._max_norm))
+        norm = torch.nn.utils.clip_grad_norm_(self.masters.values(), self._max_norm)
+        gathered = getattr(norm, "full_tensor", None)  # of parameters spread over ranks: the whole's
+        return float(norm if gathered is None else gathered())
 
     def step(self, rate: float) -> None:
         """Apply and clear the gradients."""

@@ -63,6 +63,16 @@ def input_tokens(answers: Answers) -> int:
     return len(prompt) + sum(max(len(r) - 1, 0) for r in responses)
 
 
+def packed_tokens(pairs: Sequence[TrainingPair], sides: int = 2) -> int:
+    """Tokens computed for pairs of one micro-batch, what they have in common once."""
+    return sum(map(input_tokens, share(pairs, sides)[0]))
+
+
+def shortest(pairs: Sequence[TrainingPair]) -> TrainingPair:
+    """The pair that costs least to compute, for passes whose result nobody reads."""
+    return min(pairs, key=lambda pair: (packed_tokens([pair]), pair.id))
+
+
 def plan_steps(
     pairs: Sequence[TrainingPair],
     *,
@@ -72,6 +82,7 @@ def plan_steps(
     seed: int,
     sides: int = 2,
     shuffle: bool = True,
+    processes: int = 1,
 ) -> Plan:
     """A pure function of its arguments. Prompts are shuffled by a hash of (seed, ids of their pairs), and the pairs of a
     prompt stay together, so that ``share`` computes prompt and repeated answers once. The pairs are cut into batches of
@@ -79,6 +90,9 @@ def plan_steps(
     ``microbatch_tokens`` tokens (a costlier prompt is alone). Every epoch visits the same batches in its own order.
 
     Without ``shuffle`` the pairs stay in their order and are cut by ``cuts_in_order``.
+
+    ``processes`` changes no batch and no order. Where several share a batch it has as many micro-batches as they need to
+    be busy to the end, and the costliest come first, so that every process's [rank::processes] is of like cost.
 
     Raises TrainingError where there are no pairs or an id occurs twice.
     """
@@ -93,7 +107,8 @@ def plan_steps(
     else:
         sequence, cuts = list(range(len(pairs))), cuts_in_order(len(pairs), batch_size)
     batches = tuple(
-        tuple(_microbatches(sequence[start:end], pairs, microbatch_tokens, sides)) for start, end in pairwise(cuts)
+        tuple(_microbatches(sequence[start:end], pairs, microbatch_tokens, sides, processes))
+        for start, end in pairwise(cuts)
     )
     order = [
         batch
@@ -129,13 +144,16 @@ def settled(count: int, batch_size: int) -> int:
 
 
 def _microbatches(
-    batch: Sequence[int], pairs: Sequence[TrainingPair], budget: int, sides: int
+    batch: Sequence[int], pairs: Sequence[TrainingPair], budget: int, sides: int, processes: int
 ) -> Iterator[tuple[int, ...]]:
     """Cut a batch between prompts; each prompt costs what ``share`` leaves of its pairs."""
     groups = [list(group) for _, group in groupby(batch, key=lambda i: pairs[i].prompt_ids)]
-    costs = [sum(map(input_tokens, share([pairs[i] for i in group], sides)[0])) for group in groups]
+    costs = [packed_tokens([pairs[i] for i in group], sides) for group in groups]
     similar = sorted(range(len(groups)), key=lambda g: (costs[g], pairs[groups[g][0]].id))
-    for chosen in level(similar, costs, budget):
+    cut = level(similar, costs, budget, processes)
+    if processes > 1:
+        cut.sort(key=lambda chosen: -sum(costs[g] for g in chosen))
+    for chosen in cut:
         yield tuple(i for g in chosen for i in groups[g])
 
 
@@ -164,9 +182,10 @@ def fill(items: Sequence[int], cost: Sequence[int], budget: int) -> list[tuple[i
     return [tuple(group) for group in groups]
 
 
-def level(items: Sequence[int], cost: Sequence[int], budget: int) -> list[tuple[int, ...]]:
-    """As ``fill``, with the smallest budget that needs no more groups: the same number of passes, less memory in each."""
-    groups = len(fill(items, cost, budget))
+def level(items: Sequence[int], cost: Sequence[int], budget: int, multiple: int = 1) -> list[tuple[int, ...]]:
+    """As ``fill``, with the smallest budget that needs no more groups (rounded up to a ``multiple``): the same number of
+    passes, less memory in each."""
+    groups = -(-len(fill(items, cost, budget)) // multiple) * multiple
     smallest = bisect_left(range(budget), -groups, key=lambda b: -len(fill(items, cost, b)))
     return fill(items, cost, smallest)
 

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from nashtune.errors import StoreError
 from nashtune.store.files import create_once
-from nashtune.training.packing import Plan, TrainingPair
+from nashtune.training.packing import Plan, TrainingPair, shortest
+from nashtune.training.world import ALONE, World
 
 SCHEMA = pa.schema({"pair_id": pa.string(), "chosen": pa.float32(), "rejected": pa.float32()})
 Forward = Callable[[Sequence[TrainingPair]], Tensor]
@@ -36,15 +37,27 @@ class ReferenceShards:
     folder: Path
     pairs: Sequence[TrainingPair]
     plan: Plan
+    world: World = ALONE
 
     def missing(self) -> list[int]:
-        """Batches that have no shard yet."""
-        return [shard for shard, file in enumerate(self._files) if not file.exists()]
+        """Batches that have no shard yet. For all ranks, which take rank 0's word."""
+        return self.world.agree(lambda: [shard for shard, file in enumerate(self._files) if not file.exists()])
 
     @torch.no_grad()
     def compute(self, forward: Forward) -> None:
-        """Fill the missing shards."""
-        for shard in self.missing():
+        """Fill the missing shards, each rank its own. For all ranks."""
+        missing = self.missing()
+        passes = [sum(len(self.plan.batches[s]) for s in missing[r :: self.world.size]) for r in range(self.world.size)]
+        self._fill(self.world.share(missing), forward)
+        # A sharded model computes in all ranks or in none.
+        if idle := max(passes) - passes[self.world.rank]:
+            pair = shortest(self.pairs)
+            for _ in range(idle):
+                forward([pair])
+        self.world.meet()
+
+    def _fill(self, shards: Sequence[int], forward: Forward) -> None:
+        for shard in shards:
             ids, rows = [], []
             for microbatch in self.plan.batches[shard]:
                 pairs = [self.pairs[i] for i in microbatch]

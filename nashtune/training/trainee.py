@@ -21,7 +21,7 @@ from nashtune.records import Policy
 from nashtune.training.activations import ActivationBudget
 from nashtune.training.kernels import apply_liger, quantize_nf4
 from nashtune.training.logprobs import check_architecture, response_logprobs
-from nashtune.training.packing import TrainingPair, pack, share
+from nashtune.training.packing import PackedBatch, TrainingPair, pack, share
 from nashtune.training.vocabulary import Ends, Head
 
 if TYPE_CHECKING:
@@ -68,9 +68,11 @@ class Trainee:
     """Whether weights that the model computes with were rounded from fp32, so that adapters must not be merged into them."""
 
     @staticmethod
-    def load(policy: Policy, section: TrainSection, precision: Precision, seed: int) -> Trainee:
+    def load(
+        policy: Policy, section: TrainSection, precision: Precision, seed: int, device: torch.device | None = None
+    ) -> Trainee:
         """Load for training; ``seed`` decides the adapters' initial values. Raises ModelError."""
-        trainee = Trainee.load_fixed(policy, precision, convert=False)
+        trainee = Trainee.load_fixed(policy, precision, convert=False, device=device)
         if section.lora is not None:
             trainee.adapted = _adapt(trainee.model, section.lora, seed)
         trainee._to_weights_dtype()
@@ -83,10 +85,12 @@ class Trainee:
         return trainee
 
     @staticmethod
-    def load_fixed(policy: Policy, precision: Precision, *, convert: bool = True) -> Trainee:
+    def load_fixed(
+        policy: Policy, precision: Precision, *, convert: bool = True, device: torch.device | None = None
+    ) -> Trainee:
         """Load a policy that is only read, computing exactly as a trained one does."""
         # Always read in fp32: masters must hold the policy's weights, not their bf16 rounding.
-        model = load_model(policy, torch.float32)
+        model = load_model(policy, torch.float32, device)
         check_kernel(precision.attention, model.device)
         _without_dropout(model)
         check_architecture(model)
@@ -112,8 +116,11 @@ class Trainee:
         batch = pack(items, self.model.device, self.precision.attention)
         if self.budget is not None and torch.is_grad_enabled():
             self.budget.recompute(batch.input_ids.shape[1])
-        logprobs = response_logprobs(self.model, batch, self.precision.autocast, self.ends)
+        logprobs = self._logprobs(batch)
         return logprobs[torch.tensor(places, device=logprobs.device)].view(-1, sides)
+
+    def _logprobs(self, batch: PackedBatch) -> Tensor:
+        return response_logprobs(self.model, batch, self.precision.autocast, self.ends)
 
     @property
     def copies(self) -> list[tuple[Tensor, Tensor]]:

@@ -1,0 +1,144 @@
+"""One optimizer step: losses of a batch's pairs, their gradients, and what is refused."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nashtune.errors import TrainingError
+from nashtune.objectives import PairTerms, Sides, preference_loss
+from nashtune.store.files import write_json
+from nashtune.training.job import StepMetrics, TrainJob, mean
+from nashtune.training.optimizer import Optimizer, learning_rate
+from nashtune.training.packing import Plan, TrainingPair, shortest
+from nashtune.training.trainee import Trainee
+from nashtune.training.world import World
+
+STEP_ZERO_TOLERANCE = 1e-3
+"""Nats by which a pair's log-ratio may differ between policy and reference while they are the same model."""
+
+
+class Steps:
+    """The steps of a job's plan."""
+
+    def __init__(self, job: TrainJob, plan: Plan, world: World):
+        self.job, self.plan, self.world = job, plan, world
+        self.objective, self.settings = job.objective.row, job.objective.settings
+
+    def take(self, step: int, trainee: Trainee, optimizer: Optimizer, references: Mapping[str, Tensor]) -> StepMetrics:
+        """One optimizer step (``step`` counts from 0). Refused, weights untouched, where a number is not finite. For all
+        ranks: each computes its share of the micro-batches, and all come to the same metrics, or the same refusal."""
+        started = time.perf_counter()
+        batch = self.plan.batches[self.plan.order[step]]
+        rows = self._backward(batch, trainee, references)
+        if not all(math.isfinite(row["loss"]) for row in rows):
+            self._refuse(step, "the loss", rows)
+        if step == 0 and self._starts_at_zero():
+            self._check_start(rows)
+        norm = optimizer.clip()
+        if not math.isfinite(norm):
+            self._refuse(step, f"the gradient norm ({norm})", rows)
+        rate = learning_rate(step, self.plan.steps, self.job.learning_rate, self.job.train)
+        optimizer.step(rate)
+        means = {
+            name: mean([row[name] for row in rows]) for name in rows[0] if name not in ("pair", "tokens", "log_ratio")
+        }
+        tokens = sum(row["tokens"] for row in rows)
+        seconds = time.perf_counter() - started
+        return StepMetrics(
+            step=step + 1,
+            grad_norm=norm,
+            learning_rate=rate,
+            tokens=tokens,
+            seconds=seconds,
+            **means,  # type: ignore[arg-type]
+        )
+
+    def _backward(
+        self, batch: Sequence[Sequence[int]], trainee: Trainee, references: Mapping[str, Tensor]
+    ) -> list[dict[str, Any]]:
+        """Gradients of the batch's mean loss; returns the terms of all its pairs, whoever computed them."""
+        size, ranks = sum(map(len, batch)), self.world.size
+        rows: list[dict[str, Any]] = []
+        mine = self.world.share(batch)
+        for microbatch in mine:
+            pairs = [self.job.pairs[i] for i in microbatch]
+            stored = {name: values[list(microbatch)].to(trainee.model.device) for name, values in references.items()}
+            losses, terms = self._losses(trainee.forward(pairs, self.objective.sides), stored, pairs)
+            rows += terms
+            # FSDP2 averages the ranks' gradients; their sum is meant.
+            (losses.sum() / size * ranks).backward()
+        if len(mine) < -(-len(batch) // ranks):
+            # Every rank has to take part in gathering weights and summing gradients: a pass that adds nothing.
+            idle = shortest([self.job.pairs[i] for microbatch in batch for i in microbatch])
+            (trainee.forward([idle], self.objective.sides).sum() * 0).backward()
+        return [row for rank_rows in self.world.gather(rows) for row in rank_rows]
+
+    def _losses(
+        self, logprobs: Tensor, references: Mapping[str, Tensor], pairs: Sequence[TrainingPair]
+    ) -> tuple[Tensor, list[dict[str, Any]]]:
+        """Losses [n] of the pairs, with gradients, and their terms as plain numbers, one row each."""
+        policy = Sides(logprobs[:, 0], logprobs[:, -1])
+        terms = PairTerms(
+            policy=policy,
+            references={name: Sides(values[:, 0], values[:, 1]) for name, values in references.items()},
+            win_rates=_sides([(p.r_chosen, p.r_rejected) for p in pairs], logprobs),
+            scores=_sides([(p.score_chosen, p.score_rejected) for p in pairs], logprobs),
+            versus_policy=_sides([(p.p_chosen, p.p_rejected) for p in pairs], logprobs),
+            lengths=_sides([(len(p.chosen_ids), len(p.rejected_ids)) for p in pairs], logprobs),
+        )
+        result = preference_loss(self.objective, terms, self.settings)
+        two = self.objective.sides == 2
+        columns: dict[str, list[Any]] = {
+            "pair": [p.id for p in pairs],
+            "tokens": [sum(map(len, p.answers(self.objective.sides)[1])) for p in pairs],
+            "loss": result.losses.tolist(),
+            "nll": result.nll.tolist(),
+            "chosen_logprob": policy.chosen.tolist(),
+            "rejected_logprob": policy.rejected.tolist() if two else [None] * len(pairs),
+            "margin": [None] * len(pairs) if result.margin is None else result.margin.tolist(),
+            "log_ratio": [None] * len(pairs) if result.log_ratio is None else result.log_ratio.tolist(),
+            "accuracy": [None] * len(pairs) if result.correct is None else result.correct.tolist(),
+        }
+        return result.losses, [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+    def _starts_at_zero(self) -> bool:
+        """Whether policy and reference are one model before the first step, so that every log-ratio must be 0."""
+        weights = self.objective.references(self.settings)
+        return math.isclose(sum(weights.values()), 1) and all(map(self.job.is_policy, weights))
+
+    def _check_start(self, terms: Sequence[Mapping[str, Any]]) -> None:
+        """Before the first step every log-ratio is 0, and every loss of a hard logistic target ln 2."""
+        worst = max(terms, key=lambda row: abs(row["log_ratio"]))
+        nats = abs(worst["log_ratio"])
+        if not nats <= STEP_ZERO_TOLERANCE:
+            raise TrainingError(
+                f"iteration {self.job.iteration}: before the first step policy and reference differ by {nats:.3g} nats "
+                f"(pair {worst['pair']}); accepted: {STEP_ZERO_TOLERANCE}. The reference log-probs in "
+                f"{self.job.folder / 'references'} are not of this policy; remove them"
+            )
+
+    def _refuse(self, step: int, what: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        file = self.job.folder / f"nonfinite-step-{step + 1}.json"
+        if self.world.first:
+            write_json(file, {"step": step + 1, "not_finite": what, "pairs": [_json_numbers(row) for row in rows]})
+        raise TrainingError(
+            f"iteration {self.job.iteration}, step {step + 1}: {what} is not finite; accepted: finite numbers. "
+            f"The step was not taken; its pairs are in {file}"
+        )
+
+
+def _sides(values: Sequence[tuple[float | None, float | None]], like: Tensor) -> Sides:
+    table = [[float("nan") if v is None else float(v) for v in row] for row in values]
+    chosen, rejected = torch.tensor(table, dtype=torch.float32, device=like.device).unbind(1)
+    return Sides(chosen, rejected)
+
+
+def _json_numbers(row: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN or infinity: they become text."""
+    return {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
