@@ -31,9 +31,9 @@ MOMENTS = [
     "iteration-1/kl-scores/000000-*.parquet",
     "iteration-2/sample/000002-*.parquet",
     "iteration-2/train/*",
-    "best/README.md",
     "average/policy",
     "average/validate-judge/000000-*.parquet",
+    "best/README.md",
 ]
 
 
