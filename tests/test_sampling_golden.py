@@ -1,6 +1,6 @@
 """Sampled tokens of fixed seeds, kept in golden_samples.json: no change of the engine may change them.
 
-    python tests/test_sampling_golden.py        # writes the file anew, for a change of the random streams alone
+python tests/test_sampling_golden.py        # writes the file anew, for a change of the random streams alone
 """
 
 from __future__ import annotations

@@ -54,8 +54,10 @@ def test_a_prompt_is_kept_once_for_its_answers() -> None:
     requests = [Request(f"p{i}", (), prompt[i:], tuple(range(6))) for i in range(3)]
     run_ = decoding.Decoding(make_engine(slots=12), requests, SamplingParams(max_new_tokens=16))
     with torch.inference_mode():
-        seen = [[s.shape[0] * s.shape[2] for s in (run_.caches[0].prompts.keys[0], run_.caches[0].answers.keys[0])]
-                for _ in run_.completions()]
+        seen = [
+            [s.shape[0] * s.shape[2] for s in (run_.caches[0].prompts.keys[0], run_.caches[0].answers.keys[0])]
+            for _ in run_.completions()
+        ]
     prompts, answers = (max(column) for column in zip(*seen, strict=True))
     assert prompts <= 3 * 208, "each prompt's tokens once"
     assert answers <= 12 * 16, "and none of them in the answers' rows"

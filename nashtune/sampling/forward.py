@@ -87,7 +87,9 @@ def _engine_logits(model: Any, ids: Tensor, lengths: tuple[int, int]) -> tuple[T
     slots = SlotCache(3, STEP, max(lengths))
     for number, start in enumerate((0, lengths[0])):
         slots.admit_prompt(number, cache, start, lengths[number])
-    place, members, prompt = (ids.new_tensor(x) for x in ([0, 2, 1], [0, 2, 1, 0], [lengths[0], lengths[1], lengths[0]]))
+    place, members, prompt = (
+        ids.new_tensor(x) for x in ([0, 2, 1], [0, 2, 1, 0], [lengths[0], lengths[1], lengths[0]])
+    )
     logits, at = [last], [length - 1 for length in lengths]
     for count in range(3):
         where = prompt + count
