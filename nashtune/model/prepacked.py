@@ -55,10 +55,9 @@ def prepack_linears(model: Any) -> int:
     """
     if not can_prepack(model):
         return 0
-    found = [(name, module) for name, module in model.named_modules() if type(module) is nn.Linear]
+    modules = [(name, module) for name, module in model.named_modules() if type(module) is nn.Linear]
+    found = [(name, linear) for name, linear in modules if linear.weight.dtype == model.dtype]
     for name, linear in found:
-        if linear.weight.dtype != model.dtype:
-            continue
         packed = PrepackedLinear(linear).eval()
         probe = torch.linspace(-1, 1, 3 * linear.in_features, dtype=model.dtype).view(3, 1, -1)
         expected = linear(probe)

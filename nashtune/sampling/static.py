@@ -1,4 +1,7 @@
-"""Decode steps of few distinct shapes, so that each shape's step can be captured once as a CUDA graph and replayed."""
+"""Decode steps of few distinct shapes, so that each shape's step can be captured once as a CUDA graph and replayed.
+
+The steps are tested on a CPU, without graphs; the capture has not yet been run on a GPU.
+"""
 
 from __future__ import annotations
 
