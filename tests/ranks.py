@@ -35,7 +35,7 @@ def train_in_ranks(
     for process in ranks:
         process.start()
     for process in ranks:
-        process.join(120)
+        process.join(300)
         assert process.exitcode is not None, "a rank hangs"
     failures = [job.folder / f"rank-{rank}.failure" for rank in range(size)]
     errors = [pickle.loads(file.read_bytes()) for file in failures if file.exists()]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from transformers import AutoModelForCausalLM
 from nashtune.errors import ModelError, TrainingError
 from nashtune.recipe import LoraSection
 from nashtune.records import Policy
+from nashtune.training.checkpoint import last_checkpoint
 from nashtune.training.job import StepMetrics, TrainJob, finished
 from nashtune.training.packing import Plan, TrainingPair, packed_tokens, plan_steps
 from nashtune.training.steps import Steps
@@ -137,9 +141,25 @@ def test_another_number_of_ranks_goes_on(policy: Policy, tmp_path: Path, kind: s
     assert_same_training(whole, cut)
 
 
+def kill_9(rank: int, step: int, metrics: StepMetrics) -> None:
+    if metrics.step == step and os.environ["RANK"] == str(rank):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_ranks_go_on_from_the_last_checkpoint_after_one_was_killed(policy: Policy, tmp_path: Path) -> None:
+    whole, cut = (six_steps(tmp_path / n, policy) for n in ("whole", "cut"))
+    train_policy(whole)
+    for rank, step, checkpoint in ((1, 1, None), (1, 3, 2), (0, 4, 4), (0, 5, 4)):
+        with pytest.raises((AssertionError, RuntimeError), match=r"-9|peer|some ranks only"):
+            train_in_ranks(cut, on_step=partial(kill_9, rank, step))
+        found = last_checkpoint(cut.folder, cut.key())
+        assert (found and found.step) == checkpoint
+    train_in_ranks(cut)
+    assert_same_training(whole, cut)
+
+
 def test_the_optimizer_comes_along_to_another_number_of_ranks(policy: Policy, tmp_path: Path) -> None:
     """What the test above would not see if moments were lost: the bias correction of step 3 would be that of step 1."""
-    from nashtune.training.checkpoint import last_checkpoint
     from nashtune.training.optimizer import Optimizer
     from nashtune.training.trainee import Precision, Trainee
 

@@ -109,7 +109,7 @@ def test_torchrun_trains_as_one_process_and_tells_every_step(policy: Policy, tmp
 @pytest.mark.parametrize("victim", [0, 1])
 def test_killed_ranks_go_on_from_the_last_checkpoint(policy: Policy, tmp_path: Path, victim: int) -> None:
     one, two = (
-        tiny_job(tmp_path / n, policy, learnable_pairs(16), epochs=100, checkpoint_steps=20, learning_rate=1e-5)
+        tiny_job(tmp_path / n, policy, learnable_pairs(16), epochs=50, checkpoint_steps=10, learning_rate=1e-5)
         for n in ("one", "two")
     )
     steps: list[int] = []
@@ -117,14 +117,14 @@ def test_killed_ranks_go_on_from_the_last_checkpoint(policy: Policy, tmp_path: P
 
     def kill_at_times(metrics: StepMetrics) -> None:
         steps.append(metrics.step)
-        if len(killed) < 3 and metrics.step >= 50 + 100 * len(killed):
+        if len(killed) < 3 and metrics.step >= 25 + 60 * len(killed):
             killed.append(ranks_below(os.getpid())[victim])
             killed[-1].kill()
 
     train_policy(one)
     train_policy(two, kill_at_times, processes=2)
     assert len({process.pid for process in killed}) == 3
-    assert steps == list(range(1, 401))
+    assert steps == list(range(1, 201))
     assert_same_training(one, two)
 
 
