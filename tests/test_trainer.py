@@ -21,6 +21,7 @@ from nashtune.training.job import StepMetrics
 from nashtune.training.logprobs import score_responses
 from nashtune.training.optimizer import Optimizer, learning_rate
 from nashtune.training.packing import TrainingPair
+from nashtune.training.trainee import Precision, Trainee
 from nashtune.training.trainer import train_policy
 
 LN2 = math.log(2)
@@ -224,6 +225,24 @@ def test_norms_and_biases_do_not_decay() -> None:
     for name, parameter in model.named_parameters():
         factor = 1 - 0.1 * 0.5 if name == "0.weight" else 1.0
         torch.testing.assert_close(parameter.detach(), before[name] * factor)
+
+
+@pytest.mark.parametrize("precision", ["autocast", "bfloat16"])
+def test_rounded_weights_follow_their_masters_after_each_step(policy: Policy, precision: str) -> None:
+    section = TrainSection.model_validate({"precision": precision})
+    trainee = Trainee.load(policy, section, Precision.of(section), 0)
+    optimizer = Optimizer(trainee.parameters, trainee.masters, section, trainee.copies)
+    before = trainee.model.get_output_embeddings().weight.detach().clone()
+    trainee.forward(learnable_pairs(4)).sum().backward()
+    optimizer.step(0.1)
+    assert trainee.masters
+    for name, master in trainee.masters.items():
+        assert torch.equal(trainee.parameters[name].detach(), master.to(torch.bfloat16)), name
+    output = trainee.model.get_output_embeddings().weight.detach()
+    assert not torch.equal(output, before)
+    if precision == "autocast":
+        assert trainee.ends.matrix is not None
+        assert torch.equal(trainee.ends.matrix, output.to(torch.bfloat16))
 
 
 def test_gradients_are_clipped_to_the_norm() -> None:

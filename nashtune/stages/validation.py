@@ -137,7 +137,7 @@ def _from_records(run: Run, iteration: int) -> dict[str, Any]:
         "dynamics": pairs.get("dynamics", {}) | {"unusable_judgments": float(unusable)},
         "defects": facts.get("sample", {}).get("defects", {}),
         "replayed_pairs": trained.get("replayed", 0),
-        "train": {k: v for k, v in trained.items() if k not in ("replayed", "tokens")},
+        "train": {k: v for k, v in trained.items() if k not in ("replayed", "tokens", "rank_memory_gb")},
         "tokens": tokens,
         "seconds": {name: record["seconds"] for name, record in records.items()},
         "cost_usd": sum(costs) if costs else None,
