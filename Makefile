@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 DEV    := $(VENV)/.dev-ready
 
-.PHONY: demo test slow check bench clean
+.PHONY: demo test slow check bench bench-judges clean
 
 demo: $(READY)
 	$(BIN)/nashtune run recipes/quickstart.yaml
@@ -23,8 +23,9 @@ check: $(DEV)
 	$(BIN)/pyright
 
 bench: $(DEV)
-	$(BIN)/python bench/loop.py
-	$(BIN)/python bench/growth.py
+	$(BIN)/python bench/table.py
+
+bench-judges: $(DEV)
 	$(BIN)/python bench/dispatch.py
 	$(BIN)/python bench/judge_chaos.py
 	$(BIN)/python bench/judge_cost.py

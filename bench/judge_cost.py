@@ -20,7 +20,7 @@ from bars import Row, arguments, finish
 from judge_cheap import check_cheap, check_people, fit_cheap
 from judge_counts import MEASURES, interval, run, totals
 from judge_data import Case, Floats
-from judge_protocols import JUDGE, Counter, World
+from judge_protocols import JUDGE, TRUST, Counter, World
 
 from nashtune import recipe
 from nashtune.judging.preference_head import PreferenceHead
@@ -30,6 +30,8 @@ DRAWS = 10
 """Draws of the judge's noise."""
 SENSITIVITY_DRAWS = 4
 RESAMPLES = 2000
+MOST_DOLLARS = 0.25
+"""Of the paper's dollars per useful pair."""
 NO_WORSE = 0.02
 """Share by which wrong signs may exceed the paper's at the upper end of the difference's 95 % interval."""
 
@@ -48,8 +50,10 @@ def main() -> None:
     data = judge_data.read(where)
     price = find_price(recipe.EngineSection(model=JUDGE))
     world = World(Counter.best_at_hand(), price, judge_data.thresholds(data.fit), judge_data.noise(data))
+    trust = choose_trust(data.fit, world)
     head, chosen = fit_cheap(data.fit, world)
-    result = report(run(world, head, data.test, DRAWS), data, world)
+    result = report(run(world, head, data.test, DRAWS), data, world, f"cascade, trust {trust:g}")
+    result["trust"] = trust
     result["sensitivity"] = sensitivity(world, head, data.test)
     result["cheap_judge"] = chosen | check_cheap(head, data.test, world)
     result["pandalm"] = check_people(head, judge_data.pandalm(where))
@@ -57,14 +61,26 @@ def main() -> None:
     result["cpu_seconds"] = round(time.process_time() - started, 1)
     if not options.json:
         show(result)
-    finish(result, bars(result["cascade_against_paper"]), options.json)
+    finish(result, bars(result["trusting_cascade_against_paper"]), options.json)
+
+
+def choose_trust(cases: Sequence[Case], world: World) -> float:
+    """The highest of TRUST with which the cascade keeps to the dollars asked of it, on the second half of the fit half, by a
+    cheap judge fitted on the first; the lowest where none does. The test half has no part in it."""
+    middle = len(cases) // 2
+    head, _ = fit_cheap(cases[:middle], world)
+    sums = run(world, head, cases[middle:], SENSITIVITY_DRAWS)
+    cost = MEASURES["dollars_per_1000_useful_pairs"]
+    dollars = {name: float(cost(totals(counts, np.ones((1, len(counts)))))[0]) for name, counts in sums.items()}
+    kept = [t for t in TRUST if dollars[f"cascade, trust {t:g}"] <= MOST_DOLLARS * dollars["paper"]]
+    return max(kept, default=min(TRUST))
 
 
 def bars(against: Row) -> dict[str, tuple[float, Callable[[float], bool], str]]:
-    """What is asked of the cascade, ``against`` the paper's protocol."""
+    """What is asked of a cascade, ``against`` the paper's protocol."""
     ratio, worse = against["dollars_per_useful_pair"], against["wrong"]
     return {
-        "cascade's dollars per useful pair, of the paper's": (ratio[0], lambda x: x <= 0.25, "at most 0.25"),
+        "cascade's dollars per useful pair, of the paper's": (ratio[0], lambda x: x <= MOST_DOLLARS, "at most 0.25"),
         "cascade's wrong signs less the paper's (held-out judge), upper end": (
             worse[2], lambda x: x <= NO_WORSE, f"at most {NO_WORSE}",
         ),
@@ -96,21 +112,16 @@ def sensitivity(world: World, head: PreferenceHead, cases: Sequence[Case]) -> di
     return found
 
 
-def report(sums: dict[str, Floats], data: judge_data.Data, world: World) -> Row:
+def report(sums: dict[str, Floats], data: judge_data.Data, world: World, trusting: str) -> Row:
+    """``trusting``: the name of the cascade that the bars are about."""
     groups = len(data.test)
     draws = np.random.default_rng(0).multinomial(groups, np.full(groups, 1 / groups), RESAMPLES)
     weights = np.concatenate([np.ones((1, groups)), draws.astype(np.float64)])
     with np.errstate(divide="ignore", invalid="ignore"):
         by = {name: totals(counts, weights) for name, counts in sums.items()}
         table = {p: {name: interval(f(s)) for name, f in MEASURES.items()} for p, s in by.items()}
-        cost = MEASURES["dollars_per_1000_useful_pairs"]
-        wrong, full = MEASURES["wrong_sign_held_out"], MEASURES["wrong_sign_full"]
-        against = {
-            "dollars_per_useful_pair": interval(cost(by["cascade"]) / cost(by["paper"])),
-            "wrong": interval(wrong(by["cascade"]) - wrong(by["paper"])),
-            "wrong_full": interval(full(by["cascade"]) - full(by["paper"])),
-            "useful_pairs_of_random_triple": interval(by["cascade"]["useful"] / by["random triple"]["useful"]),
-        }
+        plain, bar = _against_paper(by, "cascade"), _against_paper(by, trusting)
+        plain["useful_pairs_of_random_triple"] = interval(by["cascade"]["useful"] / by["random triple"]["useful"])
     students = np.array([case.values[:-1] for case in data.test])
     return {
         "judge": JUDGE,
@@ -124,7 +135,24 @@ def report(sums: dict[str, Floats], data: judge_data.Data, world: World) -> Row:
         "thresholds": [round(float(t), 3) for t in world.steps],
         "decided_pairs": {name: round(float(s["decided"][0]), 1) for name, s in by.items()},
         "protocols": table,
-        "cascade_against_paper": against,
+        "cascade_against_paper": plain,
+        "trusting_cascade_against_paper": bar,
+    }
+
+
+def _against_paper(by: dict[str, dict[str, Floats]], name: str) -> Row:
+    """A protocol's figures of the paper's, or less the paper's."""
+    cost = MEASURES["dollars_per_1000_useful_pairs"]
+    wrong, full = MEASURES["wrong_sign_held_out"], MEASURES["wrong_sign_full"]
+    useful = MEASURES["useful_pairs_per_prompt"]
+    students = MEASURES["wrong_sign_held_out_students_only"]
+    found, paper = by[name], by["paper"]
+    return {
+        "dollars_per_useful_pair": interval(cost(found) / cost(paper)),
+        "wrong": interval(wrong(found) - wrong(paper)),
+        "wrong_full": interval(full(found) - full(paper)),
+        "wrong_students_only": interval(students(found) - students(paper)),
+        "useful_pairs": interval(useful(found) / useful(paper)),
     }
 
 

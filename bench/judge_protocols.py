@@ -16,6 +16,7 @@ from nashtune import recipe
 from nashtune.errors import ModelError
 from nashtune.judging import compact, rubric
 from nashtune.judging.cascade import CascadeOracle
+from nashtune.judging.oracle import Oracle
 from nashtune.judging.preference_head import PreferenceHead
 from nashtune.judging.prices import Price
 from nashtune.model.loading import find_policy, load_tokenizer
@@ -25,6 +26,8 @@ from nashtune.seeds import seed_for
 JUDGE = "gpt-4o"
 JUSTIFIED_TOKENS = 100
 """Completion tokens a candidate with its justification: the paper paid for 600 with six candidates."""
+TRUST = (0.65, 0.7, 0.75, 0.8)
+"""The cascades whose first stage's verdict stands where it is as sure as this; the strong judge sees whole sets."""
 COMPACT_REPLIES = 3
 """Default of the compact oracle; the prompt is billed once. No credit is taken for averaging them."""
 
@@ -102,6 +105,22 @@ class Published:
     async def aclose(self) -> None: ...
 
 
+class Knowing:
+    """A first stage that knows the published values: what no fitted judge can pass."""
+
+    name = "knowing"
+    needs_logprobs: frozenset[str] = frozenset()
+
+    def __init__(self, cases: dict[str, Case]) -> None:
+        self._cases = cases
+
+    async def judge(self, prompt: Prompt, candidates: Sequence[Response], seed: int) -> Judgment:
+        values = self._cases[prompt.id].values
+        return Judgment(prompt.id, tuple(r.id for r in candidates), self.name, scores=tuple(map(float, values)))
+
+    async def aclose(self) -> None: ...
+
+
 class Cheap:
     """The fitted head's matrix."""
 
@@ -128,12 +147,14 @@ def protocols(world: World, head: PreferenceHead, cases: Sequence[Case], draw: i
     def strong(kind: str) -> Published:
         return Published(world, kind, by_id, draw)
 
-    def cascade(**settings: float) -> Protocol:
+    fitted = Cheap(head, by_id)
+
+    def cascade(first: Oracle = fitted, **settings: float) -> Protocol:
         engine = {"engine": {"model": JUDGE}}
         section = recipe.CascadeOracle.model_validate(
             {"kind": "cascade", "cheap": {"kind": "scripted"}, "strong": {"kind": "compact"} | engine} | settings
         )
-        oracle = CascadeOracle(section, Cheap(head, by_id), strong("compact"), strong("rubric"))
+        oracle = CascadeOracle(section, first, strong("compact"), strong("rubric"))
         return lambda case, seed: asyncio.run(oracle.judge(case.prompt, case.responses, seed))
 
     def whole(kind: str) -> Protocol:
@@ -151,6 +172,9 @@ def protocols(world: World, head: PreferenceHead, cases: Sequence[Case], draw: i
         "random triple": triple,
         "cascade": cascade(),
         "cascade, no repeat, no audit": cascade(audit=0.0, certain_margin=0.0),
+        "the same, first stage knows": cascade(Knowing(by_id), audit=0.0, certain_margin=0.0),
+        **{f"cascade, trust {t:g}": cascade(trust=t, shown=judge_data.K + 1) for t in TRUST},
+        "fitted judge alone": lambda case, seed: asyncio.run(fitted.judge(case.prompt, case.responses, seed)),
         "teacher wins": lambda case, _: _free(case, [r.source == "teacher" for r in case.responses]),
         "longest wins": lambda case, _: _free(case, _extreme(case, max)),
         "shortest wins": lambda case, _: _free(case, _extreme(case, min)),

@@ -55,22 +55,21 @@ def run(
 
         settings = load_recipe(recipe_file(recipe), overrides or [])
         folder = recipe if (recipe / "recipe.yaml").is_file() else None
-        from nashtune.planning.plan import refuse_over_budget
-
-        refuse_over_budget(settings, folder, tell=print)
         from nashtune.loop import improve
         from nashtune.show import print_summary
 
-        best = improve(settings, folder, on_iteration=lambda r, s: print_summary(r, s))
+        best = improve(settings, folder, on_iteration=lambda r, s: print_summary(r, s), tell=print)
         from nashtune.report.assemble import write_report
         from nashtune.run import Run
         from nashtune.show import print_table
+        from nashtune.summaries import AVERAGE
 
         done = Run.read(folder or Path(settings.folder) / settings.name)
         print_table(done)
         print(f"report  {write_report(done)}")
         if best is not None:
-            print(f"best    iteration {best.iteration}: {done.folder / 'best'}")
+            name = "the average of all iterations" if best.iteration == AVERAGE else f"iteration {best.iteration}"
+            print(f"{settings.average:<7} {name}: {done.folder / 'best'}")
 
 
 @app.command()
@@ -85,6 +84,12 @@ def plan(
     answer_tokens: Annotated[
         int | None, typer.Option(min=1, help="Length of the policy's answers; measured, or half of max_new_tokens.")
     ] = None,
+    calibrate: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate", help="Measure seconds by sampling and training a little here; kept for later plans."
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """What a run will take: tokens, money, time and disk, and what other judges would cost. Exit code 1 over budget."""
@@ -96,7 +101,7 @@ def plan(
 
         settings = load_recipe(recipe_file(recipe), overrides or [])
         folder = recipe if (recipe / "recipe.yaml").is_file() else None
-        found = make_plan(settings, folder, probe_prompts=probe, answer_tokens=answer_tokens)
+        found = make_plan(settings, folder, probe_prompts=probe, answer_tokens=answer_tokens, calibrated=calibrate)
         if as_json:
             print(json.dumps(found.to_dict(), allow_nan=False))
         else:

@@ -13,7 +13,13 @@ import psutil
 from nashtune.environment import describe_environment, package_version
 
 ENGINES = {"native": "torch", "remote": "openai"}
-EXTRAS = {"hub data sets": "datasets", "GGUF files": "gguf", "LoRA": "peft"}
+EXTRAS = {
+    "hub data sets": "datasets",
+    "GGUF files": "gguf",
+    "LoRA": "peft",
+    "8-bit moments, QLoRA": "bitsandbytes",
+    "Liger kernels": "liger_kernel",
+}
 
 
 def examine() -> dict[str, Any]:

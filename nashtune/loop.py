@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from nashtune.recipe import Recipe
+from nashtune.planning.ready import refuse_unready
+from nashtune.recipe import Recipe, load_recipe
 from nashtune.records import IterationSummary
-from nashtune.run import Run
+from nashtune.run import Run, recipe_file
+from nashtune.stages.averaging import conclude
 from nashtune.stages.judging import judge
+from nashtune.stages.pairing import make_pairs
 from nashtune.stages.teacher import sample
-from nashtune.stages.training import make_pairs, train
+from nashtune.stages.training import train
 from nashtune.stages.validation import validate
 from nashtune.stages.work import warm_up
 
@@ -21,11 +24,18 @@ def improve(
     recipe: Recipe | str | Path,
     folder: str | Path | None = None,
     on_iteration: Callable[[Run, IterationSummary], None] | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> IterationSummary | None:
-    """Improve the recipe's policy; returns the best iteration's row. Resumes where an earlier call ended, however it did.
+    """Improve the recipe's policy; returns the row of the policy in ``best/``: the best iteration's, unless the recipe's
+    ``average`` says otherwise. Resumes where an earlier call ended, however it did.
 
-    Every stage finds for itself what is already done, so this reads as if nothing ever stopped.
+    Every stage finds for itself what is already done, so this reads as if nothing ever stopped. Raises BudgetError or
+    OracleError before anything is made, where the run is expected to go over its budget or cannot reach its judge;
+    ``tell`` hears what it is expected to cost, where it has a budget.
     """
+    if not isinstance(recipe, Recipe):
+        recipe = load_recipe(recipe_file(recipe))
+    refuse_unready(recipe, Path(folder) if folder else None, tell)
     with Run.open(recipe, folder) as run:
         warm_up(run)
         if not run.finished(0):
@@ -40,4 +50,4 @@ def improve(
             summary = validate(run, t)
             if on_iteration:
                 on_iteration(run, summary)
-        return run.best()  # line 9
+        return conclude(run)  # line 9: the best of pi_0 ... pi_T (or the last, or their average)

@@ -144,27 +144,46 @@ def build_pairs(items: Iterable[Item], section: PairsSection, iteration: int, se
     Holds only the pairs kept. Within a prompt the widest margin comes first, ties by a seed of the two ids, so that the
     order of candidates decides nothing. Raises PairError where a judgment is not one of the candidates it comes with.
     """
-    pairs: list[Pair] = []
-    dropped: Counter[str] = Counter()
-    for prompt, responses, judgment in items:
+    builder = PairBuilder(section, iteration, seed)
+    for item in items:
+        builder.add(*item)
+    return builder.finish()
+
+
+class PairBuilder:
+    """``build_pairs``, one prompt at a time."""
+
+    def __init__(self, section: PairsSection, iteration: int, seed: int):
+        self._section, self._iteration, self._seed = section, iteration, seed
+        self._pairs: list[Pair] = []
+        self._dropped: Counter[str] = Counter()
+
+    def add(self, prompt: Prompt, responses: Sequence[Response], judgment: Judgment) -> list[Pair]:
+        """The pairs of one prompt."""
+        dropped = self._dropped
         candidates = _candidates(prompt, responses, judgment)
         if judgment.outcome != "ok":
             dropped["prompt: unusable judgment"] += 1
-            continue
+            return []
         dropped.update(f"candidate: defect {name}" for response in responses for name in response.defects)
         dropped["candidate: no verdict"] += len(responses) - len(candidates)
-        ranking = _ranking(candidates, len(responses), section, seed)
-        pairs += _prompt_pairs(RULES[section.rule](ranking), ranking, section, iteration, dropped)
+        ranking = _ranking(candidates, len(responses), self._section, self._seed)
+        rule = RULES[self._section.rule]
+        found = _prompt_pairs(rule(ranking), ranking, self._section, self._iteration, dropped)
+        self._pairs += found
+        return found
 
-    margins: dict[PairKind, list[float]] = {}
-    for pair in pairs:
-        margins.setdefault(pair.kind, []).append(pair.margin)
-    return PairSet(
-        tuple(pairs),
-        {reason: count for reason, count in sorted(dropped.items()) if count},
-        {kind: len(margins.get(kind, ())) for kind in KINDS.values()},
-        {kind: math.fsum(values) / len(values) for kind, values in margins.items()},
-    )
+    def finish(self) -> PairSet:
+        """The pairs so far, and what was counted on the way."""
+        margins: dict[PairKind, list[float]] = {}
+        for pair in self._pairs:
+            margins.setdefault(pair.kind, []).append(pair.margin)
+        return PairSet(
+            tuple(self._pairs),
+            {reason: count for reason, count in sorted(self._dropped.items()) if count},
+            {kind: len(margins.get(kind, ())) for kind in KINDS.values()},
+            {kind: math.fsum(values) / len(values) for kind, values in margins.items()},
+        )
 
 
 def _prompt_pairs(

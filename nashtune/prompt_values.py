@@ -33,11 +33,18 @@ def text_of(value: Any, where: str, accepted: str = "a string") -> str:
         raise PromptError(f"{where}: {shown(value)}; accepted: {accepted}")
     if not value.strip():
         raise PromptError(f"{where}: empty; accepted: text")
+    return unicodedata.normalize("NFC", whole(value, where))
+
+
+def whole(text: str, where: str) -> str:
+    """``text`` as it is. Raises PromptError that begins with ``where`` for a text that no file could hold."""
     try:
-        value.encode()
+        text.encode()
     except UnicodeEncodeError as error:
-        raise PromptError(f"{where}: half a character (lone surrogate) at position {error.start}") from None
-    return unicodedata.normalize("NFC", value)
+        raise PromptError(
+            f"{where}: half a character (lone surrogate) at position {error.start}; accepted: text"
+        ) from None
+    return text
 
 
 def shown(value: Any) -> str:

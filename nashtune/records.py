@@ -198,6 +198,30 @@ class Interval:
 
 
 @dataclass(frozen=True, slots=True)
+class Payoffs:
+    """The game between a run's policies on the held-out prompts: P(policy i beats policy j), and what it says of each."""
+
+    policies: tuple[int, ...]
+    """K iterations, oldest first."""
+    matrix: tuple[tuple[Interval | None, ...], ...]
+    """[K][K], None where no set held both, and on the diagonal."""
+    teacher: tuple[Interval | None, ...]
+    """[K]: P(policy i beats the teacher)."""
+    equilibrium: tuple[float, ...] | None
+    """[K]: the weights of the mixture that no policy beats; None while a cell is unknown."""
+    best: int | None
+    """The best iteration at the time."""
+    exploitability: Mapping[str, Interval]
+    """max_i P(policy i beats pi) - 1/2 for pi the "last" policy, the "best" one and the "uniform" mixture, over the policies
+    that pi is known to have met; what is not known is left out."""
+
+    @property
+    def unknown(self) -> int:
+        """Pairs of policies that no oracle has compared."""
+        return sum(cell is None for i, row in enumerate(self.matrix) for cell in row[:i])
+
+
+@dataclass(frozen=True, slots=True)
 class IterationSummary:
     """One row of the run's table. Iteration 0 is the initial policy (validated, not trained)."""
 
@@ -205,6 +229,13 @@ class IterationSummary:
     win_rate_vs_initial: Interval | None = None
     win_rate_vs_previous: Interval | None = None
     win_rate_vs_teacher: Interval | None = None
+    kl_from_previous: Interval | None = None
+    """KL(pi_t || pi_t-1) in nats per answer at temperature 1, on held-out prompts."""
+    improvement_bound: Interval | None = None
+    """1/2 + eta KL: what eq. (9) promises an exact step of that length against the previous policy."""
+    exploitability: Interval | None = None
+    """max_i P(pi_i beats this policy) - 1/2 over the run's policies so far."""
+    payoffs: Payoffs | None = None
     satisfied: float | None = None
     satisfied_and_good: float | None = None
     good: float | None = None

@@ -3,7 +3,8 @@
     RUN/recipe.yaml              as written, overrides applied       RUN/environment.json   versions, git, hardware
     RUN/recipe.resolved.yaml     every default filled in             RUN/ledger.sqlite      paid calls
     RUN/prompts/                 the prompts, split once and kept    RUN/best/              the exported policy
-    RUN/iteration-T/STAGE/       committed units of a stage          RUN/report.html
+    RUN/iteration-T/STAGE/       committed units of a stage          RUN/export.json        which policy that is
+    RUN/average/STAGE/           the same, of the averaged policy    RUN/report.html
     RUN/iteration-T/STAGE.json   the stage's record: what it was made from, what came out, how long it took
 
 A stage is done when its record exists; a record is written last, atomically, and names the fingerprint of its inputs.
@@ -15,7 +16,7 @@ import shutil
 import sqlite3
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -26,7 +27,7 @@ import yaml
 from nashtune.environment import describe_environment
 from nashtune.errors import DriftError, StoreError
 from nashtune.recipe import Recipe, load_recipe
-from nashtune.records import Interval, IterationSummary
+from nashtune.records import IterationSummary
 from nashtune.seeds import content_hash
 from nashtune.store.files import (
     digest_files,
@@ -37,6 +38,7 @@ from nashtune.store.files import (
     write_atomic,
     write_json,
 )
+from nashtune.summaries import AVERAGE, exported_policy, selection_value, summary_from
 
 # What decides the identity of samples already drawn; a rollback or fork cannot change it under kept iterations.
 FROZEN_SECTIONS = ("name", "seed", "policy", "prompts")
@@ -98,6 +100,14 @@ class Run:
             self._resources[name] = make()
         return self._resources[name]
 
+    def leave(self, name: str, thing: Any) -> None:
+        """Leave something for a later stage to ``take``, in place of what lies there under that name."""
+        self._resources[name] = thing
+
+    def take(self, name: str) -> Any:
+        """What was left under that name, no longer kept; None where nothing was."""
+        return self._resources.pop(name, None)
+
     # ---- recipe ------------------------------------------------------------------------------------------------------
 
     def _adopt(self, recipe: Recipe) -> None:
@@ -139,7 +149,7 @@ class Run:
     # ---- places --------------------------------------------------------------------------------------------------------
 
     def iteration_folder(self, iteration: int) -> Path:
-        return self.folder / f"iteration-{iteration}"
+        return self.folder / ("average" if iteration == AVERAGE else f"iteration-{iteration}")
 
     @property
     def ledger_file(self) -> Path:
@@ -179,18 +189,43 @@ class Run:
 
     def best(self) -> IterationSummary | None:
         """The best validated iteration by validate.select; ties go to the earlier one (Algorithm 2, line 9)."""
+        return self.best_of(self.summaries())
+
+    def best_of(self, summaries: Iterable[IterationSummary]) -> IterationSummary | None:
+        """The best of some rows, in order of the iterations."""
         chosen, highest = None, float("-inf")
-        for summary in self.summaries():
+        for summary in summaries:
             value = selection_value(summary, self.recipe.validate_.select)
             if value is not None and value > highest:
                 chosen, highest = summary, value
         return chosen
 
+    def averaged(self) -> IterationSummary | None:
+        """The row of the averaged policy, where it is the average of all the recipe's iterations."""
+        weights, row = self.stage(AVERAGE, "weights"), self.iteration_folder(AVERAGE) / "summary.json"
+        if not row.exists() or weights.record()["facts"]["iterations"] != list(self.iterations()):
+            return None
+        return summary_from(read_json(row))
+
+    def held_in_best(self) -> int | None:
+        """The iteration (or AVERAGE) whose policy lies in ``best/``; without a record of it, the best one. None: none does."""
+        if not (self.folder / "best").is_dir():
+            return None
+        if (file := self.folder / "export.json").exists():
+            return read_json(file)["iteration"]
+        return best.iteration if (best := self.best()) else None
+
+    def exported(self) -> str:
+        """Which policy lies in ``best/``, in words; "" where none does, or no record of it."""
+        file = self.folder / "export.json"
+        return exported_policy(read_json(file), self.recipe.iterations) if file.exists() else ""
+
     def state(self) -> str:
         """What the run is at, in words: "finished", or the iteration and stage that comes next."""
         pending = next((t for t in range(self.recipe.iterations + 1) if not self.finished(t)), None)
         if pending is None:
-            return "finished"
+            wanting = self.recipe.average == "weights" and self.averaged() is None
+            return "finished but for the average of its weights" if wanting else "finished"
         done = [f.stem for f in self.iteration_folder(pending).glob("*.json")]
         after = f" after {', '.join(sorted(done))}" if done else ""
         return f"in iteration {pending} of {self.recipe.iterations}{after}"
@@ -205,12 +240,13 @@ class Run:
             raise StoreError(f"{self.folder}: no finished iteration {iteration} to go back to; accepted: {finished}")
         aside = self.folder / "rolled-back" / time.strftime("%Y%m%d-%H%M%S")
         moved = []
-        for number in range(iteration + 1, self.last_iteration() + 1):
+        for number in (*range(iteration + 1, self.last_iteration() + 1), AVERAGE):
             if (folder := self.iteration_folder(number)).exists():
                 aside.mkdir(parents=True, exist_ok=True)
                 moved.append(Path(shutil.move(folder, aside / folder.name)))
         shutil.rmtree(self.folder / "best", ignore_errors=True)
-        (self.folder / "report.html").unlink(missing_ok=True)
+        for name in ("report.html", "export.json"):
+            (self.folder / name).unlink(missing_ok=True)
         write_json(self.folder / "rolled-back.json", {"to": iteration, "moved": [str(m) for m in moved]})
         return moved
 
@@ -339,6 +375,10 @@ class Stage:
         """The committed units, in order of the input."""
         return sorted(self.folder.glob("*.parquet"))
 
+    def committed(self) -> list[Path]:
+        """The units that the stage's record is about, in order of the input."""
+        return sorted(self.folder.glob(f"*-{self.record()['key']}.parquet"))
+
     def count(self) -> int:
         """Units committed so far."""
         return sum(1 for _ in self.folder.glob("*.parquet"))
@@ -365,23 +405,6 @@ def recipe_file(path: str | Path) -> Path:
     """A recipe file, given it or a run folder."""
     path = Path(path)
     return path / "recipe.yaml" if (path / "recipe.yaml").is_file() else path
-
-
-def selection_value(summary: IterationSummary, name: str) -> float | None:
-    """The figure that ``validate.select`` names; the initial policy wins half of its contests with itself."""
-    if name == "win_rate_vs_initial":
-        if summary.iteration == 0:
-            return 0.5
-        return summary.win_rate_vs_initial.value if summary.win_rate_vs_initial else None
-    return getattr(summary, name)
-
-
-def summary_from(row: dict[str, Any]) -> IterationSummary:
-    """An iteration's row, as it was kept."""
-    for name in ("win_rate_vs_initial", "win_rate_vs_previous", "win_rate_vs_teacher"):
-        row[name] = Interval(**row[name]) if row[name] else None
-    row["words_by_quantile"] = tuple(row["words_by_quantile"])
-    return IterationSummary(**row)
 
 
 def _link(source: str, target: str) -> None:

@@ -12,7 +12,10 @@ from rich.text import Text
 
 from nashtune.records import Interval, IterationSummary
 from nashtune.report.health import JudgedStage, health_alarms, health_table
+from nashtune.report.theory import theory
 from nashtune.run import Run
+from nashtune.store.files import read_json
+from nashtune.summaries import AVERAGE
 
 if TYPE_CHECKING:
     from nashtune.judging.preference_model import Record
@@ -38,6 +41,8 @@ def print_table(run: Run) -> None:
     for summary in run.summaries():
         marked = best is not None and summary.iteration == best.iteration
         table.add_row(*_row(summary, marked), style="bold" if marked else None)
+    if average := run.averaged():
+        table.add_row(*_row(average, False))
     console = Console()
     console = Console(width=max(console.width, 150)) if not console.is_terminal else console
     console.print(table)
@@ -48,6 +53,23 @@ def print_status(run: Run) -> None:
     print(f"{run.folder}: {run.state()}")
     if run.summaries():
         print_table(run)
+        print_theory(run)
+    if found := run.exported():
+        print(f"best/   {found}")
+
+
+def print_theory(run: Run) -> None:
+    """How far each iteration moved, the bound of eq. (9), and the payoff matrix."""
+    found = theory(run.summaries(), run.averaged(), run.recipe.resolved())
+    for title, head, rows in (("steps", found.columns, found.steps), ("policy beats", found.head, found.matrix)):
+        if rows:
+            table = Table(title=title)
+            for name in ("", *head):
+                table.add_column(name, justify="right")
+            for row in rows:
+                table.add_row(row.label, *(Text(f"{cell.text} {cell.detail}".rstrip()) for cell in row.cells))
+            console = Console()
+            (Console(width=max(console.width, 150)) if not console.is_terminal else console).print(table)
 
 
 def print_health(stages: Sequence[StageHealth]) -> None:
@@ -107,8 +129,19 @@ def status_json(run: Run) -> dict[str, Any]:
         "finished": run.state() == "finished",
         "best": best.iteration if best else None,
         "iterations": [asdict(summary) for summary in run.summaries()],
+        "average": _average_json(run),
+        "exported": read_json(file) if (file := run.folder / "export.json").exists() else None,
         "pending": pending_units(run),
     }
+
+
+def _average_json(run: Run) -> dict[str, Any] | None:
+    """The averaged policy's row; which iterations it is of, instead of a number of its own."""
+    if (summary := run.averaged()) is None:
+        return None
+    row = asdict(summary)
+    del row["iteration"]
+    return {"iterations": list(run.iterations()), **row}
 
 
 def pending_units(run: Run) -> dict[str, dict[str, int]]:
@@ -121,11 +154,11 @@ def pending_units(run: Run) -> dict[str, dict[str, int]]:
 
 
 def _row(summary: IterationSummary, best: bool) -> list[str]:
-    number = f"{summary.iteration}{' best' if best else ''}"
+    number = ("average" if summary.iteration == AVERAGE else str(summary.iteration)) + (" best" if best else "")
     contests = (summary.win_rate_vs_initial, summary.win_rate_vs_previous, summary.win_rate_vs_teacher)
     shares = [_share(summary.satisfied), _share(summary.satisfied_and_good)]
     plain = [_number(summary.mean_score, 2), _number(summary.mean_words, 0)]
-    kinds = [str(summary.pairs.get(kind, 0)) if summary.iteration else "-" for kind in ("T>S", "S>T", "S>S")]
+    kinds = [str(summary.pairs.get(kind, 0)) if summary.iteration > 0 else "-" for kind in ("T>S", "S>T", "S>S")]
     totals = [f"{sum(summary.tokens.values()):,}", f"{sum(summary.seconds.values()):.0f}"]
     return [number, *map(_rate, contests), *shares, *plain, *kinds, *totals]
 

@@ -15,6 +15,8 @@ GET /stats counts, POST /script {"script": [...]} appends.
 | truncated, garbage, refusal | content cut (finish "length"), no JSON, a refusal |
 | first, vary | compares in favour of the answer shown first; scores that differ from choice to choice |
 | nologprobs, one | leaves out log-probs that were asked for; gives one choice whatever n |
+| usage:JSON, model:NAME | a reply with that usage, from that model |
+| emoji | the content ends in half an emoji, as JSON can spell it |
 | leak | an ordinary reply that repeats the key it got |
 | body | status 200 with half a body in JSON |
 | 400:MESSAGE, 401, 404, 408, 429[:RETRY-AFTER], 500, 503 | that status; 401 repeats the key it got |
@@ -175,7 +177,9 @@ class _Handler(BaseHTTPRequestHandler):
             judge.closing.wait()
         if behaviour in ("hang", "reset"):
             return self._reset()
-        reply = json.dumps(completion(behaviour, body) | ({"debug": key} if behaviour == "leak" else {}))
+        odd = {"leak": {"debug": key}, "model": {"model": argument}}.get(behaviour, {})
+        odd |= {"usage": json.loads(argument)} if behaviour == "usage" else {}
+        reply = json.dumps(completion(behaviour, body) | odd)
         return self._send(200, reply[: len(reply) // 2] if behaviour == "body" else reply)
 
     def _reset(self) -> None:
@@ -207,6 +211,8 @@ def completion(behaviour: str, body: dict[str, Any]) -> dict[str, Any]:
     else:
         content = _grades(behaviour, answers)
     finish, refusal = "stop", None
+    if behaviour == "emoji":
+        content += "\ud83d"
     if behaviour == "truncated":
         content, finish = content[: len(content) * 2 // 3], "length"
     if behaviour == "refusal":

@@ -24,23 +24,15 @@ def outcome(layout: PackedLayout, kv_heads: int, style: AttentionStyle, dtype=to
     return [out.detach(), *(t.grad for t in given)]  # type: ignore[misc]
 
 
-def whole_blocks(layout: PackedLayout, *args) -> torch.Tensor:
-    """What a layout computes where it is not on a CPU."""
-    layout.device = torch.device("meta")
-    layout._masks[args[-1].window] = [b.mask(args[-1].window, torch.device("cpu")) for b in layout.blocks]
-    return layout.attend(*args)
-
-
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @pytest.mark.parametrize(
     "style",
     [AttentionStyle(None), AttentionStyle(0.3), AttentionStyle(None, window=4), AttentionStyle(None, softcap=2.0)],
 )
 @pytest.mark.parametrize("blocks", [[Block(5)], [Block(6, (3,)), Block(4, (2, 0, 5)), Block(1, (1, 1))]])
-def test_segments_agree_with_whole_masked_blocks_in_value_and_gradient(kv_heads, style, blocks, monkeypatch):
+def test_segments_agree_with_whole_masked_blocks_in_value_and_gradient(kv_heads, style, blocks):
     small = outcome(PackedLayout(blocks), kv_heads, style)
-    monkeypatch.setattr(PackedLayout, "_by_segment", whole_blocks)
-    fused = outcome(PackedLayout(blocks), kv_heads, style)
+    fused = outcome(PackedLayout(blocks, kernel="blocks"), kv_heads, style)
     for ours, theirs in zip(small, fused, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 

@@ -185,6 +185,8 @@ def test_a_run_can_be_judged_by_what_an_earlier_one_taught(run_folder: Path, tin
         ({"prompt": [{"role": "judge", "content": "x"}]}, r"column 'prompt': dict .*roles system, user, assistant"),
         ({"prompt": [{"role": "assistant", "content": "x"}]}, "the last message is the assistant's"),
         ({"rejected": None}, "column 'rejected': missing; accepted: a string"),
+        ({"chosen": "cut \ud83d"}, r"column 'chosen': half a character \(lone surrogate\) at position 4"),
+        ({"prompt": "cut \ud83d"}, r"column 'prompt': half a character \(lone surrogate\) at position 4"),
         ({"chosen": 3}, "column 'chosen': int '3'; accepted: a string"),
         ({"chosen": None, "rejected": None}, "columns 'prompt'; accepted: chosen and rejected, or response_1"),
         (

@@ -16,16 +16,18 @@ from typer.testing import CliRunner
 
 from nashtune import Run, improve, judge, sample
 from nashtune.cli import app
-from nashtune.errors import OracleError, StoreError
+from nashtune.errors import OracleError, RecipeError, StoreError
 from nashtune.judging import biases
-from nashtune.judging.agreement import agreement, drift, position_flips
+from nashtune.judging.agreement import Drift, agreement, drift, position_flips
 from nashtune.judging.biases import JudgedSet, chi_square_tail, placement_p
 from nashtune.judging.health import examine, find_alarms
 from nashtune.recipe import HealthSection
 from nashtune.records import Judgment, Response
 from nashtune.report.assemble import assemble
 from nashtune.report.html import render_report
+from nashtune.stages.anchors import anchor_drift, judge_anchors
 from nashtune.stages.health import run_health
+from nashtune.stages.validation import held_out
 
 Judged = tuple[list[Response], Judgment]
 NUMBERS = itertools.count()
@@ -236,6 +238,49 @@ def test_a_judge_that_drifts_is_caught() -> None:
         assert [a.name for a in find_alarms(replace(found, judgments=20), HealthSection())] == alarms
 
 
+def test_what_judging_again_at_once_changes_is_no_drift() -> None:
+    moved = Drift(answers=60, mean_change=1.2, comparisons=0, flips=None, rejudged=0.9)
+    assert [
+        a.name for a in find_alarms(replace(examine([], HealthSection(), moved), judgments=20), HealthSection())
+    ] == []
+    alarms = find_alarms(
+        replace(examine([], HealthSection(), replace(moved, rejudged=0.6)), judgments=20), HealthSection()
+    )
+    assert [(a.name, round(a.value, 3)) for a in alarms] == [("max_drift", 0.6)]
+
+
+def test_anchors_are_bought_anew_each_time_and_show_a_judge_that_changed(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import judge_server
+
+    with judge_server.JudgeServer() as server:
+        engine = {"base_url": server.url, "model": "judge-1", "price": {"input": 1, "output": 1}, "probe": False}
+        changes: dict[str, Any] = {"sampling": {"engine": "scripted"}, "teacher": {"kind": "scripted"}}
+        changes |= {"oracle": {"kind": "rubric", "engine": engine}, "health": {"anchors": 4}}
+        with Run.open(recipe_for(tiny_folder, tmp_path, **changes)) as run:
+            first = held_out(run, 0)
+            asked = len(server.requests)
+            judge_anchors(run, 0, first)
+            assert len(server.requests) == asked + 8
+            assert anchor_drift(run, 0) is None
+            same = judge_server.score
+            monkeypatch.setattr(judge_server, "score", lambda text: same(text) - 1)
+            for _ in range(2):
+                judge_anchors(run, 1, first)
+            assert len(server.requests) == asked + 12, "once bought, not again"
+            found = anchor_drift(run, 1)
+            facts = run.stage(1, "anchor-judge").record()["facts"]
+    assert found is not None
+    moved, again = found
+    assert moved is not None
+    assert again is not None
+    assert (moved.answers, moved.mean_change, again.mean_change) == (8, 1, 0)
+    assert facts["cost_usd"] > 0
+    with pytest.raises(RecipeError, match=r"health\.anchors is 9 but prompts\.validation\.count is 8"):
+        recipe_for(tiny_folder, tmp_path, health={"anchors": 9})
+
+
 def test_no_judgments_is_no_alarm() -> None:
     found = examine([], HealthSection(min_sets=1))
     assert (found.judgments, found.usable, found.position, found.cycles, found.alarms) == (0, None, None, None, ())
@@ -245,7 +290,7 @@ def test_no_judgments_is_no_alarm() -> None:
 
 HALF_MUTE: dict[str, Any] = {
     "oracle": {"kind": "scripted", "unusable_rate": 0.5},
-    "health": {"min_sets": 5, "min_usable": 1},
+    "health": {"min_sets": 5, "min_usable": 1, "anchors": 8},
 }
 
 
@@ -268,6 +313,9 @@ def test_judge_check_reads_what_the_stages_recorded(finished: Run) -> None:
         assert row["health"]["usable"] == pytest.approx(1 - recorded["unusable"] / recorded["judgments"])
     assert rows[0]["health"]["drift"] is rows[1]["health"]["drift"] is None
     assert rows[2]["health"]["drift"]["mean_change"] == 0, "the scripted oracle scores a text alike every time"
+    assert rows[2]["health"]["drift"]["rejudged"] == 0
+    made = [finished.stage(t, "anchor-judge").record()["facts"]["judgments"] for t in (0, 1)]
+    assert made == [16, 8], "twice in the first iteration, then once"
     assert rows[1]["health"]["favour"]["student"] is not None
 
 

@@ -165,7 +165,9 @@ def test_the_report_compares_the_cascade_with_the_paper():
         return np.array([[row[name] for name in COLUMNS]] * 5)
 
     sums = {"paper": counts(6, 3, 2), "cascade": counts(3, 1, 1), "random triple": counts(2, 4, 1)}
-    found = report(sums, Data([], [FOUR] * 5, (), np.array([]), (0.1, 0.2)), world())["cascade_against_paper"]
+    found = report(sums, Data([], [FOUR] * 5, (), np.array([]), (0.1, 0.2)), world(), "cascade")[
+        "cascade_against_paper"
+    ]
     assert found["dollars_per_useful_pair"] == [1.5, 1.5, 1.5]  # 3 dollars for a pair against 2
     assert found["wrong"] == pytest.approx([-0.1] * 3)
     assert found["useful_pairs_of_random_triple"] == [0.25] * 3

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -27,9 +28,12 @@ MOMENTS = [
     "iteration-1/train/metrics.jsonl",
     "iteration-1/policy.partial",
     "iteration-1/validate-judge/000000-*.parquet",
+    "iteration-1/kl-scores/000000-*.parquet",
     "iteration-2/sample/000002-*.parquet",
     "iteration-2/train/*",
     "best/README.md",
+    "average/policy",
+    "average/validate-judge/000000-*.parquet",
 ]
 
 
@@ -58,7 +62,7 @@ def recipes(tiny_folder: Path, tmp_path: Path) -> tuple[Path, Path]:
     files = []
     for name in ("killed", "whole"):
         file = tmp_path / f"{name}.yaml"
-        changes = {"train": {"epochs": 3}, "sampling": {"max_new_tokens": 24}}
+        changes: dict[str, Any] = {"train": {"epochs": 3}, "sampling": {"max_new_tokens": 24}, "average": "weights"}
         file.write_text(yaml.safe_dump(tiny_recipe(tiny_folder, **changes) | {"folder": str(tmp_path / name)}))
         files.append(file)
     return files[0], files[1]

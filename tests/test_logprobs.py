@@ -10,9 +10,10 @@ from tiny_models import FAMILIES, tiny_model
 from transformers import CohereConfig, CohereForCausalLM, PreTrainedModel
 
 from nashtune.errors import ModelError, TrainingError
-from nashtune.training import logprobs
-from nashtune.training.logprobs import Head, check_architecture, check_fits, response_logprobs, score_responses
+from nashtune.training import vocabulary
+from nashtune.training.logprobs import check_architecture, check_fits, response_logprobs, score_responses
 from nashtune.training.packing import pack
+from nashtune.training.vocabulary import Ends, Head
 
 
 def ids(count: int, start: int) -> list[int]:
@@ -38,13 +39,21 @@ def plain_logprobs(model: PreTrainedModel) -> torch.Tensor:
     return torch.stack(out)
 
 
+@pytest.mark.parametrize("kept", ["nothing", "slopes", "everything"])
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_values_and_gradients_equal_the_plain_forward(family: str, tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(logprobs.CHUNK_BYTES, "cpu", 1)  # chunks of 16 tokens: several, the last one smaller
+def test_values_and_gradients_equal_the_plain_forward(
+    family: str, tied: bool, kept: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(vocabulary.CHUNK_BYTES, "cpu", 1)  # chunks of 16 tokens: several, the last one smaller
+    monkeypatch.setitem(vocabulary.CACHED, True, 300 * 5)
+    if kept == "nothing":
+        monkeypatch.setitem(vocabulary.KEEP_BYTES, "cpu", 1)
     plain = tiny_model(family, tie_word_embeddings=tied, attn_implementation="eager")
     model = tiny_model(family, tie_word_embeddings=tied, attn_implementation="nashtune")
-    expected, got = plain_logprobs(plain), response_logprobs(model, pack(ITEMS))
+    ends = Ends(None, model.get_output_embeddings().weight, model.get_input_embeddings().weight)
+    ends = ends if kept == "everything" else Ends()
+    expected, got = plain_logprobs(plain), response_logprobs(model, pack(ITEMS), ends=ends)
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=2e-4)
     weights = torch.tensor([0.3, -0.7, 1.0, -0.2, 0.5, -1.1])
     (expected * weights).sum().backward()
@@ -58,7 +67,7 @@ def test_values_and_gradients_equal_the_plain_forward(family: str, tied: bool, m
 def test_chunk_size_does_not_change_values(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("gemma2", attn_implementation="nashtune")
     whole = response_logprobs(model, pack(ITEMS))
-    monkeypatch.setitem(logprobs.CHUNK_BYTES, "cpu", 1)
+    monkeypatch.setitem(vocabulary.CHUNK_BYTES, "cpu", 1)
     assert Head.of(model).chunk() == 16
     torch.testing.assert_close(response_logprobs(model, pack(ITEMS)), whole)
 

@@ -10,7 +10,7 @@ from judge_server import JudgeServer, score
 from tiny_chat import write_tiny_policy
 
 from nashtune.errors import OracleError
-from nashtune.judging.cascade import choose, reversed_presentation, win_rate_bounds
+from nashtune.judging.cascade import choose, reversed_presentation, sureness, win_rate_bounds
 from nashtune.judging.chat import Choice
 from nashtune.judging.compact import read_scores
 from nashtune.judging.dispatch import Dispatcher
@@ -274,6 +274,31 @@ def test_where_the_cheap_oracle_has_no_word_the_strong_one_sees_all():
     with JudgeServer() as server:
         found = judge(cascade(server, cheap=lost))
     assert found.scores == TRUTH
+
+
+def test_where_the_cheap_oracle_is_sure_its_verdict_stands_and_the_strong_one_is_not_asked():
+    duels = len(WORDS) * (len(WORDS) - 1)
+    with JudgeServer() as server:
+        trusting = cascade(server, cheap={"kind": "pairwise", "engine": engine(server)}, trust=0.9, shown=9)
+        sure = judge(trusting)
+        assert len(server.requests) == sure.usage.calls == duels
+        server.script.extend(["first"] * duels)  # every comparison even: sure of nothing
+        unsure = judge(trusting)
+        assert len(server.requests) == 2 * duels + 1
+        audited = judge(trusting | {"audit": 1.0})
+    assert (sure.oracle, sure.scores) == ("cascade", None)
+    assert sure.win_rates() == (0, 1, pytest.approx(1 / 3), pytest.approx(2 / 3))
+    assert unsure.scores == TRUTH, "whole, as `shown` is no fewer than the candidates"
+    assert audited.scores == TRUTH
+    assert audited.measures == {"cascade": sure.win_rates(), "audit": TRUTH}
+
+
+def test_sureness_by_hand():
+    matrix = ((None, 0.9, 0.5), (0.1, None, 0.3), (0.5, 0.7, None))
+    assert sureness(Judgment("p", ("a", "b", "c"), "x", matrix=matrix)) == pytest.approx((0.9 + 0.5 + 0.7) / 3)
+    holed = ((None, 0.9, None), (0.1, None, 0.3), (None, 0.7, None))
+    assert sureness(Judgment("p", ("a", "b", "c"), "x", matrix=holed)) is None
+    assert sureness(Judgment("p", ("a",), "x", matrix=((None,),))) is None
 
 
 def test_bounds_and_choice_by_hand():

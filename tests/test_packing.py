@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -63,6 +64,22 @@ def test_microbatches_keep_to_the_budget_and_sort_by_cost() -> None:
         cost = [[input_tokens(item) for item in share([pairs[i] for i in micro])[0]] for micro in batch]
         assert all(sum(c) <= 150 or len(c) == 1 for c in cost)
         assert all(a <= b for a, b in pairwise(max(c) for c in cost))
+
+
+@pytest.mark.parametrize("tokens", [512, 1024, 4096])
+def test_microbatches_are_level_and_few(tokens: int) -> None:
+    """Pairs of 20 to 200 tokens an answer, as on the quickstart: no padding, as few passes as the tokens ask for and at most one
+    more, all about as large."""
+    draw = random.Random(3)
+    sizes = [(draw.randint(30, 60), draw.randint(20, 200), draw.randint(20, 200)) for _ in range(256)]
+    pairs = [replace(pair(f"p{i}", *size), prompt_ids=(i + 4,) * size[0]) for i, size in enumerate(sizes)]
+    for batch in plan(pairs, batch_size=64, tokens=tokens).batches:
+        cost = [sum(input_tokens(pairs[i].answers()) for i in micro) for micro in batch]
+        packed = [pack([pairs[i].answers() for i in micro]).input_ids.numel() for micro in batch]
+        assert packed == cost
+        largest = max(input_tokens(pairs[i].answers()) for micro in batch for i in micro)
+        assert len(batch) <= -(-sum(cost) // (tokens - largest // 2)) + 1
+        assert max(cost) <= min(tokens, sum(cost) / len(batch) + largest)
 
 
 def test_pairs_of_a_prompt_stay_together() -> None:

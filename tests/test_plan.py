@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from judge_server import JudgeServer
+from tiny_chat import write_tiny_policy
 from typer.testing import CliRunner
 
 from nashtune.cli import app
@@ -26,6 +27,7 @@ from nashtune.run import Run
 from nashtune.stages.judging import judge
 from nashtune.stages.teacher import sample
 from nashtune.store.ledger import Ledger, Terms
+from nashtune.summaries import AVERAGE
 
 RUNNER = CliRunner()
 PROMPT_CHARACTERS = 40
@@ -293,3 +295,27 @@ def test_a_data_set_out_of_reach_is_named_or_made_do_without(tmp_path: Path) -> 
     assert "cannot be read here" in found["assumptions"][0]
     with pytest.raises(PromptError, match="no such file"):
         make_plan(planned(tmp_path, prompts={"source": "mistyped.jsonl", "per_iteration": 5}))
+
+
+def test_payoffs_are_counted_and_so_are_the_average_and_the_divergence(tmp_path: Path) -> None:
+    per_part = {"prompts": settings(tmp_path)["prompts"] | {"per_iteration": 30}}
+    plain = make_plan(planned(tmp_path, iterations=3, **per_part))
+    full = make_plan(planned(tmp_path, iterations=3, **per_part, validate={"payoffs": True}))
+    sets = {n: 20 * judgment_by_hand(n) for n in (1, 2, 3, 4)}  # n policies' answers and the teacher's
+    for plan, sizes in ((plain, (1, 2, 3, 3)), (full, (1, 2, 3, 4))):
+        judged = [row.usd for row in plan.rows if row.stage == "validate-judge"]
+        assert judged == pytest.approx([sets[n] for n in sizes], abs=0.005)
+    policy = write_tiny_policy(tmp_path / "policy")
+    native = planned(
+        tmp_path,
+        policy={"model": str(policy)},
+        sampling={"k": 3, "max_new_tokens": 20},
+        validate={"kl_samples": 2},
+        average="weights",
+    )
+    plan = make_plan(native)
+    drawn = [(row.iteration, row.tokens) for row in plan.rows if row.stage == "kl-sample"]
+    assert drawn == [(1, 20 * 2 * 10), (2, 20 * 2 * 10)]
+    assert [row.stage for row in plan.rows if row.iteration == AVERAGE] == ["validate-sample", "validate-judge"]
+    without = make_plan(native.model_copy(update={"average": "best"}))
+    assert (plan.disk.policies or 0) - (without.disk.policies or 0) == 4 * (plan.disk.parameters or 0) > 0

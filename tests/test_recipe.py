@@ -12,7 +12,19 @@ from pydantic import Field
 import nashtune.recipe
 from nashtune.errors import RecipeError
 from nashtune.objectives import OBJECTIVES
-from nashtune.recipe import ADDED, NEUTRAL, PairsSection, Recipe, Section, identity, load_recipe, parse_recipe
+from nashtune.recipe import (
+    ADDED,
+    NEUTRAL,
+    LoraSection,
+    PairsSection,
+    Recipe,
+    Section,
+    TrainSection,
+    identity,
+    load_recipe,
+    parse_recipe,
+    uncounted,
+)
 from nashtune.recipe.loading import _sections_in
 from nashtune.recipe.objectives import SECTIONS, ObjectiveSection
 from nashtune.starter import write_starter
@@ -98,6 +110,23 @@ def test_the_papers_values_are_exact() -> None:
         ({"pairs": {"rule": "best_worst", "margin": 3}}, ["'best_worst' does not read pairs.margin"]),
         ({"sampling": {"policy": "first"}}, ["sampling.policy", "'current' or 'initial'", "first"]),
         ({"train": {"learning_rate": [1e-5, -1]}}, ["train.learning_rate is -1"]),
+        (
+            {"train": {"optimizer": "adamw_8bit"}, "scale": {"train_processes": 2}},
+            ["scale.train_processes is 2", "train.optimizer 'adamw_8bit'", "accepted: 1"],
+        ),
+        (
+            {"train": {"activation_gb": 2, "liger": True}, "scale": {"train_processes": 2}},
+            ["train.activation_gb", "train.liger true"],
+        ),
+        (
+            {"train": {"activation_gb": 2, "gradient_checkpointing": True}},
+            ["train.activation_gb is 2", "train.gradient_checkpointing is true", "one of the two"],
+        ),
+        (
+            {"train": {"attention": "varlen", "precision": "float32"}},
+            ["train.attention is 'varlen'", "train.precision is 'float32'", "'autocast'"],
+        ),
+        ({"train": {"lora": {"base": "int8"}}}, ["train.lora.base", "'full' or 'nf4'", "int8"]),
         (
             {"validate": {"select": "satisfied_and_good"}, "oracle": {"kind": "scripted"}},
             ["satisfied_and_good", "rules"],
@@ -208,6 +237,18 @@ def test_a_field_added_later_counts_only_where_it_is_set() -> None:
     assert identity(After(new=4)) == {"kept": 1, "new": 4}
 
 
+def test_training_settings_left_at_their_defaults_are_left_out_of_what_a_run_began_with() -> None:
+    train = TrainSection(lora=LoraSection(), activation_gb=1.0)
+    before = train.model_dump(exclude={**uncounted(train), "learning_rate": True})
+    assert not {"attention", "liger", "optimizer", "activation_gb", "checkpoint_steps"} & before.keys()
+    assert before["lora"] == {"rank": 16, "alpha": 32, "target_modules": "all-linear"}
+    changed = TrainSection(lora=LoraSection(base="nf4"), attention="blocks", optimizer="adamw_8bit", liger=True)
+    after = changed.model_dump(exclude={**uncounted(changed), "learning_rate": True})
+    assert (after["attention"], after["liger"], after["optimizer"]) == ("blocks", True, "adamw_8bit")
+    assert after["lora"]["base"] == "nf4"
+    assert after.keys() == identity(changed).keys() - {"learning_rate"}
+
+
 def test_neutral_settings_change_no_identity_and_identity_settings_do() -> None:
     base = parse_recipe(minimal())
     neutral = {
@@ -215,7 +256,7 @@ def test_neutral_settings_change_no_identity_and_identity_settings_do() -> None:
         "shared": "a/folder",
         "scale": {"workers": 4},
         "health": {"min_usable": 0.5, "stop_on_alarm": True},
-        "train": {"checkpoint_steps": 7},
+        "train": {"checkpoint_steps": 7, "activation_gb": 2.0},
     }
     assert parse_recipe(minimal(**neutral)).identity_hash() == base.identity_hash()
     declared = {
@@ -225,12 +266,15 @@ def test_neutral_settings_change_no_identity_and_identity_settings_do() -> None:
         if i.json_schema_extra == NEUTRAL
     }
     assert declared == {
+        "Recipe.average",
         "Recipe.folder",
+        "ValidateSection.kl_samples",
         "Recipe.health",
         "Recipe.shared",
         "ScaleSection.workers",
         "ScaleSection.train_processes",
         "TrainSection.checkpoint_steps",
+        "TrainSection.activation_gb",
         "Recipe.ledger",
         "BudgetSection.usd",
         "BudgetSection.usd_per_iteration",
@@ -240,10 +284,14 @@ def test_neutral_settings_change_no_identity_and_identity_settings_do() -> None:
         *(f"EngineSection.{name}" for name in ("requests_per_minute", "tokens_per_minute")),
         *(f"EngineSection.{name}" for name in ("batch", "batch_size", "batch_poll_s")),
         "PeopleOracle.poll_s",
+        "ScriptedOracle.concurrency",
+        "ScriptedOracle.latency_s",
         "RewardModelOracle.batch_size",
         "PreferenceModelOracle.batch_tokens",
     }
-    for change in ({"seed": 1}, {"sampling": {"k": 4}}, {"train": {"batch_size": 2}}, {"oracle": {"kind": "scripted"}}):
+    assert parse_recipe(minimal(train={"order": "shuffled"})).identity_hash() == base.identity_hash()
+    train = ({"train": {"batch_size": 2}}, {"train": {"order": "judged"}})
+    for change in ({"seed": 1}, {"sampling": {"k": 4}}, *train, {"oracle": {"kind": "scripted"}}):
         assert parse_recipe(minimal(**change)).identity_hash() != base.identity_hash()
 
 

@@ -18,7 +18,7 @@ import yaml
 
 from nashtune.errors import StoreError
 from nashtune.recipe import parse_recipe
-from nashtune.records import Interval, IterationSummary
+from nashtune.records import Interval, IterationSummary, Payoffs
 from nashtune.report import charts, tables
 from nashtune.report.card import CardInput, model_card
 from nashtune.report.health import JudgedStage
@@ -382,3 +382,75 @@ def test_a_browser_shows_it(tmp_path: Path) -> None:
     assert page.row("iteration-table", "against the initial policy") == ["–", "66 % 57–73", "81 % 72–88"]
     assert len(page.rows["iteration-table"]) == len(Page(file.read_text(encoding="utf-8")).rows["iteration-table"])
     assert "script" not in page.tags
+
+
+def game(*shares: tuple[float | None, ...]) -> Payoffs:
+    cells = tuple(tuple(None if p is None else Interval(p, p - 0.1, p + 0.1, 20) for p in row) for row in shares)
+    known = all(p is not None for i, row in enumerate(shares) for p in row[:i])
+    return Payoffs(
+        policies=tuple(range(len(shares))),
+        matrix=cells,
+        teacher=tuple(Interval(0.25, 0.1, 0.4, 20) for _ in shares),
+        equilibrium=(0.25, 0.75) if known else None,
+        best=1,
+        exploitability={"last": Interval(0.125, 0.0, 0.25, 20), "best": Interval(0.0625, 0.0, 0.25, 20)},
+    )
+
+
+def table(page: Page, name: str) -> list[list[str]]:
+    """A table's cells, with single spaces."""
+    return [[re.sub("[ \n]+", " ", cell).strip(" ") for cell in row] for row in page.rows[name]]
+
+
+def test_theory_stands_beside_what_was_measured() -> None:
+    one = replace(
+        summary(1),
+        kl_from_previous=Interval(6.5, 6, 7, 20),
+        improvement_bound=Interval(1.15, 1.1, 1.2, 20),
+        exploitability=Interval(0.125, 0, 0.25, 20),
+        payoffs=game((None, 0.25), (0.75, None)),
+    )
+    page = Page(render_report(replace(full_input(), summaries=[summary(0), one], best=1)))
+    assert table(page, "theory-table")[1] == [
+        "1",
+        "6.50 6.00–7.00",
+        "115 % 110–120",
+        "58 % 49–67",
+        "0.125 0.000–0.250",
+    ]
+    assert table(page, "payoff-table") == [
+        ["policy beats", "initial", "1", "teacher"],
+        ["initial", "·", "25 % 15–35", "25 % 10–40"],
+        ["1", "75 % 65–85", "·", "25 % 10–40"],
+        ["weight in the equilibrium", "25 %", "75 %", "·"],
+    ]
+    assert "a comparison, not a guarantee" in page.text
+    assert "further than that moved: iteration 1." in page.text
+    assert "never in one candidate set" not in page.text
+
+    two = replace(one, iteration=2, payoffs=game((None, 0.25, 0.5), (0.75, None, None), (0.5, None, None)))
+    average = replace(two, iteration=-1, payoffs=None)
+    page = Page(render_report(replace(full_input(), summaries=[summary(0), one, two], average=average)))
+    assert table(page, "payoff-table")[2][3] == "unknown"
+    assert [row[0] for row in table(page, "theory-table")] == ["iteration", "1", "2", "average"]
+    assert table(page, "iteration-table")[0][-1] == "average"
+    assert "1 pair of policies was never in one candidate set" in page.text
+    assert not any("equilibrium" in row[0] for row in table(page, "payoff-table"))
+
+
+def test_no_bound_is_claimed_where_eq_9_says_nothing() -> None:
+    one = replace(summary(1), kl_from_previous=Interval(1, 0.5, 1.5, 20))
+    page = Page(render_report(replace(full_input(), summaries=[summary(0), one], best=1)))
+    assert "No bound is shown" in page.text
+    assert "a comparison, not a guarantee" not in page.text
+
+
+def test_the_card_of_an_average_says_so() -> None:
+    rows = [summary(0), summary(1), summary(2), replace(summary(2, 0.9), iteration=-1)]
+    card = model_card(CardInput("demo", "2026-01-02", {**RECIPE, "average": "weights"}, rows, -1))
+    assert "# demo, average of iterations" in card
+    assert "uniform mean" in card
+    assert "after 1 to 2 iterations" in card
+    assert "**average**" in card
+    assert "The average of all iterations beats the initial policy in 90" in card
+    assert "was selected from" not in card

@@ -151,7 +151,9 @@ def test_soft_targets_train_less_far_than_hard_ones(policy: Policy, tmp_path: Pa
         changes = {"name": name, "epochs": 80, "schedule": "linear", "alpha": 0.0, "beta": 1.0}
         job = tiny_job(tmp_path / name, policy, pairs, learning_rate=1e-3, **changes)
         reached.append(margins(train_policy(job).policy, pairs) - margins(policy, pairs))
-    torch.testing.assert_close(reached[0], torch.full((8,), 0.7), rtol=0, atol=0.25)  # eq. (8) is least at r_w - r_l
+    # Eq. (8) is least at r_w - r_l = 0.7; each pair's way there depends on rounding, their mean hardly.
+    torch.testing.assert_close(reached[0], torch.full((8,), 0.7), rtol=0, atol=0.4)
+    assert reached[0].mean().item() == pytest.approx(0.7, abs=0.1)
     assert reached[1].min() > 3
 
 

@@ -101,7 +101,7 @@ def test_kill_9_and_resume(policy: Policy, tmp_path: Path) -> None:
     whole, cut = six_steps(tmp_path / "whole", policy), six_steps(tmp_path / "cut", policy)
     train_policy(whole)
     arguments = [str(policy.folder), policy.fingerprint, str(tmp_path / "cut"), str(torch.get_num_threads())]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     process = subprocess.run([sys.executable, "-c", KILLED, *arguments], capture_output=True, env=environment)
     assert process.returncode == -signal.SIGKILL, process.stderr.decode()
     assert [row["step"] for row in metrics_without_seconds(cut)] == [1, 2, 3]
@@ -160,19 +160,19 @@ def test_damaged_and_missing_shards_are_named(policy: Policy, tmp_path: Path) ->
     job = six_steps(tmp_path, policy)
     with pytest.raises(Stop):
         train_policy(job, stop_after(1))
-    (shard,) = job.folder.glob("references/*/*.parquet")
+    shard = next(job.folder.glob("references/*/*.parquet"))
     shard.write_bytes(b"not parquet")
-    with pytest.raises(StoreError, match=r"00000\.parquet: missing or damaged"):
+    with pytest.raises(StoreError, match=rf"{shard.name}: missing or damaged"):
         train_policy(job)
 
 
-def test_shards_are_written_for_every_group_of_batches(tmp_path: Path) -> None:
+def test_shards_are_written_for_every_batch(tmp_path: Path) -> None:
     from nashtune.training.packing import plan_steps
 
     pairs = learnable_pairs(41)
     plan = plan_steps(pairs, batch_size=4, microbatch_tokens=64, epochs=1, seed=0)
     shards = ReferenceShards(tmp_path, pairs, plan)
-    assert shards.missing() == [0, 1]
+    assert shards.missing() == list(range(11))
     calls: list[int] = []
 
     def forward(microbatch: Any) -> torch.Tensor:

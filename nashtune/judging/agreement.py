@@ -35,6 +35,8 @@ class Drift:
     """Pairs of anchors decided both times."""
     flips: float | None
     """Share of these that changed sides."""
+    rejudged: float | None = None
+    """Mean absolute change between two judgments at about the same time; None where the anchors were judged once."""
 
 
 def position_flips(first: Judgment, second: Judgment) -> float | None:

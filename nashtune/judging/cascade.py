@@ -1,4 +1,5 @@
-"""A cheap oracle sees every candidate, the strong one those that can become pairs, and a random share is audited."""
+"""A cheap oracle sees every candidate, the strong one those that can become pairs, or the sets that the cheap one is not sure of,
+and a random share is audited."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ class CascadeOracle:
     Where its verdict on best against worst is closer than ``certain_margin``, it is asked again with the order reversed and
     both are averaged. A share ``audit`` of prompts, drawn by seed, goes whole to the audit oracle (the paper's prompt):
     its verdict is then the judgment, and ``measures`` holds "cascade" and "audit" scores side by side. A prompt on which
-    the cheap oracle has no word goes whole to the strong one.
+    the cheap oracle has no word goes whole to the strong one. With ``trust``, a set that the cheap oracle is sure of is not
+    shown to the strong one at all: the cheap verdict on all candidates is the judgment.
     """
 
     name = "cascade"
@@ -43,10 +45,12 @@ class CascadeOracle:
 
     async def judge(self, prompt: Prompt, candidates: Sequence[Response], seed: int) -> Judgment:
         first = await self._cheap.judge(prompt, candidates, seed)
-        chosen = choose(first, candidates, self._section.shown, self._section.z)
-        verdict, usage = await self._ask_strong(prompt, [candidates[i] for i in chosen], seed)
-        usages = [first.usage, *usage]
-        found = _spread(verdict, chosen, len(candidates))
+        if self._section.trust is not None and (sure := sureness(first)) is not None and sure >= self._section.trust:
+            chosen, found, usages = (), first, [first.usage]
+        else:
+            chosen = choose(first, candidates, self._section.shown, self._section.z)
+            verdict, usage = await self._ask_strong(prompt, [candidates[i] for i in chosen], seed)
+            found, usages = _spread(verdict, chosen, len(candidates)), [first.usage, *usage]
         if self._audit is not None and seed_for("audit", seed) % 1_000_000 < self._section.audit * 1_000_000:
             audit = await self._audit.judge(prompt, candidates, seed)
             usages.append(audit.usage)
@@ -114,6 +118,14 @@ def win_rate_bounds(judgment: Judgment, z: float) -> tuple[Bounds, ...] | None:
         error = math.sqrt(math.fsum(p * (1 - p) for p in known)) / len(known)
         found.append(Bounds(mean - z * error, mean + z * error))
     return tuple(found)
+
+
+def sureness(judgment: Judgment) -> float | None:
+    """Mean of max(P, 1 - P) over all comparisons, 0.5 to 1; None where the judgment leaves one unknown."""
+    count = len(judgment.response_ids)
+    known = [judgment.preference(i, j) for j in range(count) for i in range(j)]
+    sure = [max(p, 1 - p) for p in known if p is not None]
+    return math.fsum(sure) / len(sure) if sure and len(sure) == len(known) else None
 
 
 def reversed_presentation(order: Sequence[int]) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from nashtune.judging.faults import TransientFault
 from nashtune.records import Message
 from nashtune.seeds import content_hash
 
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 TOKENS_PER_MESSAGE = 16  # roles and separators of a chat template
 
 
@@ -102,15 +104,30 @@ def parse_reply(raw: str, *, from_ledger: bool) -> Reply:
     try:
         body = json.loads(raw)
         choices = tuple(_choice(c) for c in body["choices"])
-        usage = body.get("usage") or {}
-        tokens = [int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")]
-        cached = int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
-        model = str(body.get("model") or "")
+        usage = _object(body.get("usage"))
+        prompt, completion = (_count(usage.get(name)) for name in ("prompt_tokens", "completion_tokens"))
+        cached = min(prompt, _count(_object(usage.get("prompt_tokens_details")).get("cached_tokens")))
+        model = well_formed(str(body.get("model") or ""))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise TransientFault(f"the reply is not a chat completion: {raw[:200]!r}") from None
     if not choices:
         raise TransientFault(f"the reply has no choices: {raw[:200]!r}")
-    return Reply(choices, model, *tokens, from_ledger=from_ledger, cached_tokens=cached)
+    return Reply(choices, model, prompt, completion, from_ledger=from_ledger, cached_tokens=cached)
+
+
+def well_formed(text: str) -> str:
+    """``text`` with U+FFFD for each half of a surrogate pair: JSON can spell one (servers cut replies inside an emoji), but no
+    file, database or request can hold it."""
+    return LONE_SURROGATE.sub("\ufffd", text)
+
+
+def _object(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _count(value: Any) -> int:
+    """A number of tokens; 0 where the server's word is none."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
 
 
 def _choice(choice: Any) -> Choice:
@@ -119,6 +136,8 @@ def _choice(choice: Any) -> Choice:
     if not isinstance(text or "", str) or not isinstance(refusal or "", str):
         raise TypeError("content and refusal are strings or null")
     places = (choice.get("logprobs") or {}).get("content") or ()
-    tokens = tuple(str(place["token"]) for place in places)
-    top = tuple({str(t["token"]): float(t["logprob"]) for t in place.get("top_logprobs") or ()} for place in places)
-    return Choice(text or "", str(finish or ""), refusal or "", tokens, top)
+    tokens = tuple(well_formed(str(place["token"])) for place in places)
+    top = tuple(
+        {well_formed(str(t["token"])): float(t["logprob"]) for t in place.get("top_logprobs") or ()} for place in places
+    )
+    return Choice(well_formed(text or ""), well_formed(str(finish or "")), well_formed(refusal or ""), tokens, top)

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from nashtune.errors import OracleError, PromptError
 from nashtune.prompt_sources import READERS, Row
-from nashtune.prompt_values import shown
+from nashtune.prompt_values import shown, whole
 from nashtune.records import Judgment, Message, Prompt, Response, Role
 from nashtune.run import Run
 from nashtune.seeds import content_hash, seed_for
@@ -196,13 +196,13 @@ def _answer(fields: Mapping[str, Any], column: str) -> Answer:
     value = fields.get(column)
     if not isinstance(value, str):
         raise PromptError(f"column {column!r}: {shown(value)}; accepted: a string")
-    return Answer(value)
+    return Answer(whole(value, f"column {column!r}"))
 
 
 def _text(value: Any, where: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise PromptError(f"{where}: {shown(value)}; accepted: text")
-    return value
+    return whole(value, where)
 
 
 def _probability(value: Any) -> float:

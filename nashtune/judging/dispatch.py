@@ -61,7 +61,7 @@ class Dispatcher:
     Timeouts, lost connections, 408, 409, 429 and 5xx are tried again, up to ``engine.max_attempts`` tries, after an
     exponential back-off with full jitter (uniform over [0, min(60, 0.5 * 2**i)] seconds). What Retry-After asks for, however
     long, holds back every call to the server. May be used from several event loops. Without a ledger every call is sent and
-    none recorded. ``clock`` (Unix seconds), ``sleep`` and ``rng`` are for tests.
+    none recorded. ``clock`` (seconds), ``sleep`` and ``rng`` are for tests.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Dispatcher:
         ledger: Ledger | None = None,
         payer: Payer | None = None,
         *,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         rng: random.Random | None = None,
     ) -> None:
@@ -80,7 +80,8 @@ class Dispatcher:
         self._endpoint = Endpoint(engine)
         self._url = self._endpoint.url
         self._ledger = ledger
-        self._clock, self._sleep, self._rng = clock, sleep, rng or random.Random()
+        self._clock, self._sleep, self._rng = clock or time.time, sleep, rng or random.Random()
+        self._ticks = clock or time.monotonic  # a pause must not grow where the machine's clock is set back
         self._loops: dict[asyncio.AbstractEventLoop, _LoopState] = {}
         self._limit_field = "max_tokens" if engine.token_limit == "auto" else engine.token_limit
         self._model_returned: str | None = None
@@ -296,8 +297,9 @@ class Dispatcher:
                 self.engine.concurrency,
                 self.engine.requests_per_minute,
                 self.engine.tokens_per_minute,
-                clock=self._clock,
+                clock=self._ticks,
                 sleep=self._sleep,
+                where=self._url,
             )
             self._loops[loop] = _LoopState(self._endpoint.client(), pace, WeakValueDictionary())
         return self._loops[loop]

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import openai
 
 from nashtune.errors import OracleError
+from nashtune.judging.chat import well_formed
 from nashtune.recipe import EngineSection
 
 SHORTEST_SECRET = 16  # characters; a shorter key ("none", "EMPTY") is no secret and may be an ordinary word
@@ -35,20 +36,33 @@ class Endpoint:
 
     def _read_api_key(self) -> str:
         if self._engine.api_key_file is not None:
-            try:
-                key = Path(self._engine.api_key_file).expanduser().read_text(encoding="utf-8").strip()
-            except OSError as error:
-                raise OracleError(f"engine.api_key_file: {self._engine.api_key_file}: {error.strerror}") from None
-            if not key:
-                raise OracleError(
-                    f"engine.api_key_file: {self._engine.api_key_file}: empty; accepted: a file with the key alone"
-                )
-            return key
-        if key := os.environ.get(self._engine.api_key_env, ""):
-            return key
+            return self._fit_for_a_header(self._read_file(self._engine.api_key_file))
+        if key := os.environ.get(self._engine.api_key_env, "").strip():
+            return self._fit_for_a_header(key)
         if self._loopback:
             return "none"
         raise OracleError(f"{self.url}: {self.key_source()} is not set; it holds the API key")
+
+    def _read_file(self, name: str) -> str:
+        accepted = "accepted: a file with the key alone"
+        try:
+            key = Path(name).expanduser().read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise OracleError(f"engine.api_key_file: {name}: {error.strerror}; {accepted}") from None
+        except UnicodeDecodeError:
+            raise OracleError(f"engine.api_key_file: {name}: not a text file; {accepted}") from None
+        if not key:
+            raise OracleError(f"engine.api_key_file: {name}: empty; {accepted}")
+        return key
+
+    def _fit_for_a_header(self, key: str) -> str:
+        """An HTTP client would name a key that it cannot send in its error message."""
+        if not (key.isascii() and key.isprintable()) or " " in key:
+            raise OracleError(
+                f"{self.url}: {self.key_source()} holds {len(key)} characters that are no API key; accepted: one word of "
+                "printable ASCII characters"
+            )
+        return key
 
     def key_source(self) -> str:
         """Where the key is looked for."""
@@ -60,7 +74,9 @@ class Endpoint:
         )
 
     def redact(self, text: str) -> str:
-        """Servers may repeat the key they were given; it must reach neither the ledger nor a message."""
+        """What a server says, fit to be kept: it may repeat the key it was given, which must reach neither the ledger nor a
+        message, and it may hold halves of surrogate pairs."""
+        text = well_formed(text)
         return text.replace(self._api_key, "[key]") if len(self._api_key) >= SHORTEST_SECRET else text
 
 

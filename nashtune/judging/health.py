@@ -70,10 +70,10 @@ class JudgeHealth:
 def examine(
     judged: Iterable[tuple[Sequence[Response], Judgment]],
     thresholds: HealthSection,
-    anchors: tuple[Iterable[Judgment], Iterable[Judgment]] | None = None,
+    anchors: tuple[Iterable[Judgment], Iterable[Judgment]] | Drift | None = None,
 ) -> JudgeHealth:
     """The health over (candidates, judgment) and its alarms. ``anchors``: the first and the present judgments of answers
-    that stay the same. Raises ValueError where candidates are not those of their judgment."""
+    that stay the same, or what has come of comparing them. Raises ValueError where candidates are not those of their judgment."""
     reasons: Counter[str] = Counter()
     sets: list[JudgedSet] = []
     for answers, judgment in judged:
@@ -93,7 +93,7 @@ def examine(
         flipped=_mean_measure(sets, "flipped"),
         members=_mean_measure(sets, "agreement"),
         audit=_audited(sets),
-        drift=drift(*anchors) if anchors else None,
+        drift=drift(*anchors) if isinstance(anchors, tuple) else anchors,
     )
     return replace(found, alarms=tuple(find_alarms(found, thresholds)))
 
@@ -144,10 +144,17 @@ def find_alarms(health: JudgeHealth, thresholds: HealthSection) -> Iterator[Alar
             f"{cycles.share:.0%} of {cycles.triples:,} triples are cycles (A over B over C over A; coin tosses: 25%)"
         )
         yield Alarm("max_cycles", cycles.share, thresholds.max_cycles, message)
-    change = moved.mean_change if moved and moved.answers >= thresholds.min_sets else None
-    if moved and change is not None and change > thresholds.max_drift:
-        message = f"scores of the same {moved.answers:,} answers moved by {change:.2f} points on average"
-        yield Alarm("max_drift", change, thresholds.max_drift, f"{message} since they were first judged")
+    yield from _drift_alarm(moved, thresholds)
+
+
+def _drift_alarm(moved: Drift | None, thresholds: HealthSection) -> Iterator[Alarm]:
+    if moved is None or moved.mean_change is None or moved.answers < thresholds.min_sets:
+        return
+    change = moved.mean_change - (moved.rejudged or 0.0)
+    if change > thresholds.max_drift:
+        message = f"scores of the same {moved.answers:,} answers moved by {moved.mean_change:.2f} points on average"
+        beside = "" if moved.rejudged is None else f" ({moved.rejudged:.2f} by being judged again at once)"
+        yield Alarm("max_drift", change, thresholds.max_drift, f"{message} since they were first judged{beside}")
 
 
 def _position_alarm(position: Position | None, thresholds: HealthSection) -> Iterator[Alarm]:

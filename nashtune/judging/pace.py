@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import re
 import time
@@ -12,8 +13,11 @@ from dataclasses import dataclass
 
 FIRST_CALLS_AT_ONCE = 4
 BACK_OFF_EVERY_S = 1.0
+LONG_WAIT_S = 60.0  # a longer one that the server asks for is told: a run that stands still for hours should say why
 DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -60,7 +64,8 @@ class Pace:
     """Lets calls through one at a time, in order of arrival, as fast as the endpoint takes them.
 
     Calls in flight start at 4, double with each round of successes until the first sign of congestion (429, 503, a timeout),
-    then rise by one a round and halve on each further sign, never above ``most``. ``clock`` is in seconds.
+    then rise by one a round and halve on each further sign, never above ``most``. ``clock`` is in seconds and must not be
+    one that somebody may set back. ``where`` names the endpoint in what is logged.
     """
 
     def __init__(
@@ -71,8 +76,9 @@ class Pace:
         *,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        where: str = "the server",
     ):
-        self.most = most
+        self.most, self._where = most, where
         self.limit = float(min(most, FIRST_CALLS_AT_ONCE))
         self.in_flight = 0
         self.requests, self.tokens = Bucket(requests_per_minute), Bucket(tokens_per_minute)
@@ -107,7 +113,13 @@ class Pace:
 
     def pause(self, seconds: float) -> None:
         """No call before ``seconds`` have passed, however many: the server asked."""
-        self._not_before = max(self._not_before, self._clock() + seconds)
+        now = self._clock()
+        more = now + seconds - max(now, self._not_before)
+        self._not_before = max(self._not_before, now + seconds)
+        if more >= LONG_WAIT_S:
+            log.warning(
+                "%s asks for a pause of %s; no call is sent until then", self._where, f"{seconds / 60:,.0f} minutes"
+            )
 
     def went_well(self) -> None:
         self.limit = min(float(self.most), self.limit + (1.0 if self._starting else 1.0 / self.limit))
@@ -131,7 +143,7 @@ class Pace:
             bucket.told(limit, remaining, now)
             reset = duration(headers.get(f"x-ratelimit-reset-{name}"))
             if remaining is not None and remaining < 1 and reset:
-                self._not_before = max(self._not_before, now + reset)
+                self.pause(reset)
 
 
 def duration(text: str | None) -> float | None:

@@ -83,16 +83,23 @@ def open_oracle(section: recipe.Oracle, resources: Resources) -> Oracle:
 def _open_cascade(section: recipe.CascadeOracle, resources: Resources) -> Oracle:
     from nashtune.judging.cascade import CascadeOracle
 
-    if section.min_accuracy is not None:
-        for part in parts_of(section.cheap):
-            if isinstance(part, recipe.PreferenceModelOracle):
-                from nashtune.judging.preference_model import check_gate
-
-                check_gate(Path(part.folder), section.min_accuracy)
+    check_gates(section)
     cheap, strong = open_oracle(section.cheap, resources), open_oracle(section.strong, resources)
     auditor = section.audit_oracle
     audit = None if section.audit == 0 else strong if auditor is None else open_oracle(auditor, resources)
     return CascadeOracle(section, cheap, strong, audit)
+
+
+def check_gates(section: recipe.Oracle) -> None:
+    """Raises OracleError where the fitted first stage of a cascade is not there, or below the accuracy asked of it."""
+    for cascade in parts_of(section):
+        if not isinstance(cascade, recipe.CascadeOracle) or cascade.min_accuracy is None:
+            continue
+        for part in parts_of(cascade.cheap):
+            if isinstance(part, recipe.PreferenceModelOracle):
+                from nashtune.judging.preference_model import check_gate
+
+                check_gate(Path(part.folder), cascade.min_accuracy)
 
 
 def parts_of(section: recipe.Oracle) -> Iterator[recipe.Oracle]:

@@ -10,10 +10,11 @@ from typing import Any
 from nashtune.evaluate.winrate import contest
 from nashtune.recipe import Recipe
 from nashtune.records import IterationSummary
-from nashtune.run import Run, summary_from
+from nashtune.run import Run
 from nashtune.stages.judging import judge
 from nashtune.stages.validation import held_out
 from nashtune.store.files import read_json, write_json
+from nashtune.summaries import summary_from
 
 ByPrompt = Mapping[str, float]
 """A prompt's mean over its verdicts, by prompt id; prompts without a usable verdict are left out."""

@@ -30,6 +30,8 @@ class Lab(Section):
     """Where lab folders live."""
     base: str | dict[str, Any]
     """The recipe that all methods start from: a file (beside this one, or from here), or the settings themselves."""
+    over: dict[str, Any] = Field(default_factory=dict)
+    """Settings laid over the base for all methods, under each method's preset and own settings."""
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     """Each method is run once with each seed (recipe.seed)."""
     baseline: str
@@ -71,7 +73,7 @@ def load_lab(path: str | Path) -> tuple[Lab, dict[tuple[int, str], Recipe]]:
             f"{'.'.join(map(str, e['loc'])) or 'lab'}: {e['msg']} (received {e['input']!r})" for e in error.errors()
         )
         raise RecipeError("\n".join(f"{path}: {line}" for line in lines)) from None
-    base = _base(lab, path)
+    base = over(_base(lab, path), lab.over)
     recipes = {
         (seed, method): parse_recipe(_settings(lab, base, method, seed), f"{path}: methods.{method}")
         for seed in lab.seeds
@@ -96,10 +98,9 @@ def _settings(lab: Lab, base: Mapping[str, Any], method: str, seed: int) -> dict
     own = lab.methods[method]
     preset = METHODS.get(own["method"]) if isinstance(own.get("method"), str) else None
     written = over(over(base, preset.settings), own) if preset else over(base, own)
-    if taken := [key for key in OWN if key in own]:
-        raise RecipeError(
-            f"methods.{method}: {', '.join(taken)} cannot be set here; accepted: what the lab does not decide"
-        )
+    for where, settings in ((f"methods.{method}", own), ("over", lab.over)):
+        if taken := [key for key in OWN if key in settings]:
+            raise RecipeError(f"{where}: {', '.join(taken)} cannot be set here; accepted: what the lab does not decide")
     return written | {
         "name": method,
         "seed": seed,

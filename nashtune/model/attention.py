@@ -8,10 +8,11 @@ embeddings, residuals) runs unchanged for every family that goes through transfo
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +20,11 @@ from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from nashtune.errors import ModelError
+from nashtune.model import flex, varlen
 
 ATTENTION = "nashtune"
+PackedKernel = Literal["auto", "segments", "blocks", "flex", "varlen"]
+"""How a packed layout is computed; see the recipe's train.attention."""
 SHORT = 2048
 """Tokens attended to, up to which a CPU is faster in fp32 than in bf16."""
 
@@ -130,13 +134,33 @@ class Block:
         return seen
 
 
+def automatic_kernel(device: torch.device, dtype: torch.dtype, style: AttentionStyle) -> PackedKernel:
+    """What packed attention runs on where nothing else is asked for."""
+    if device.type == "cpu":
+        return "segments"
+    if varlen.kernel_for(dtype, style) is not None:
+        return "varlen"
+    return "flex" if importlib.util.find_spec("triton") is not None else "blocks"
+
+
+def check_kernel(kernel: PackedKernel, device: torch.device) -> None:
+    """Raises ModelError where models on ``device`` cannot be trained with ``kernel``."""
+    if kernel in ("flex", "varlen") and device.type == "cpu":
+        raise ModelError(
+            f"train.attention is {kernel!r}, which needs a GPU for its backward pass; accepted on a CPU: 'auto', 'segments', "
+            "'blocks'"
+        )
+
+
 class PackedLayout:
     """Blocks laid end to end in one row of tokens [1, L], without padding."""
 
-    def __init__(self, blocks: Sequence[Block], device: torch.device | str = "cpu"):
+    def __init__(self, blocks: Sequence[Block], device: torch.device | str = "cpu", kernel: PackedKernel = "auto"):
         self.blocks = tuple(blocks)
         self.device = torch.device(device)
+        self.kernel: PackedKernel = kernel
         self._masks: dict[int | None, list[Tensor | None]] = {}
+        self._flex_masks: dict[int | None, Any] = {}
         self._segment_masks: dict[tuple[int, int, int | None], Tensor] = {}
 
     @property
@@ -145,8 +169,35 @@ class PackedLayout:
         return torch.cat([b.positions for b in self.blocks])[None].to(self.device)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, style: AttentionStyle) -> Tensor:
-        if self.device.type == "cpu":
-            return self._by_segment(query, key, value, style)
+        kernel = self.kernel
+        if kernel == "auto":
+            kernel = automatic_kernel(self.device, value.dtype, style)
+        match kernel:
+            case "segments":
+                return self._by_segment(query, key, value, style)
+            case "blocks":
+                return self._by_block(query, key, value, style)
+        # Under autocast the rotary embedding leaves queries and keys in fp32; these kernels take one dtype.
+        query, key = query.to(value.dtype), key.to(value.dtype)
+        if kernel == "varlen":
+            found = varlen.kernel_for(value.dtype, style)
+            if found is None:
+                raise ModelError(
+                    f"train.attention is 'varlen', but no kernel here computes {style} in {value.dtype} on "
+                    f"{self.device.type}; accepted: flash_attn or a torch with torch.nn.attention.varlen, on a GPU, in bf16 "
+                    "(train.precision autocast or bfloat16), or another train.attention"
+                )
+            return varlen.attend(query, key, value, self._sequences, style, found)
+        if style.window not in self._flex_masks:
+            self._flex_masks[style.window] = flex.block_mask(self.blocks, style.window, self.device)
+        return flex.attend(query, key, value, self._flex_masks[style.window], style, compiled=True)
+
+    @cached_property
+    def _sequences(self) -> varlen.Sequences:
+        return varlen.sequences(self.blocks, self.device)
+
+    def _by_block(self, query: Tensor, key: Tensor, value: Tensor, style: AttentionStyle) -> Tensor:
+        """Whole blocks one by one, each with a mask where it has several branches."""
         if style.window not in self._masks:
             self._masks[style.window] = [b.mask(style.window, self.device) for b in self.blocks]
         masks = self._masks[style.window]

@@ -17,6 +17,7 @@ from transformers.utils import logging
 
 from nashtune.errors import ModelError, RecipeError
 from nashtune.model.attention import ATTENTION
+from nashtune.model.digests import file_digest
 from nashtune.recipe import PolicySection
 from nashtune.records import Message, Policy
 from nashtune.store.files import one_at_a_time
@@ -33,6 +34,11 @@ def cache_folder() -> Path:
     if folder := os.environ.get("NASHTUNE_CACHE"):
         return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "nashtune"
+
+
+def _digests() -> Path:
+    """Where the hashes of models' files are remembered."""
+    return cache_folder() / "digests"
 
 
 def default_device() -> torch.device:
@@ -75,7 +81,7 @@ def find_policy(section: PolicySection) -> Policy:
         raise ModelError(
             f"policy.model: {name!r}: the folder {folder} has no config.json, so it is not a transformers model"
         )
-    return Policy(folder, fingerprint(folder), name, section.trust_remote_code)
+    return Policy(folder, fingerprint(folder, _digests()), name, section.trust_remote_code)
 
 
 def local_folder(section: PolicySection) -> Path | None:
@@ -126,7 +132,7 @@ def _packaged_gguf(name: str) -> Path:
 
 def _gguf_cache(file: Path) -> Path:
     """Where the converted model of a GGUF file lies, or would."""
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    digest = file_digest(file, _digests()).hex()[:16]
     return cache_folder() / "gguf" / f"{file.stem}-{digest}"
 
 
@@ -242,15 +248,14 @@ def save_policy(
     partial.rename(folder)
 
 
-def fingerprint(folder: Path) -> str:
-    """Hash over the contents of weights, configuration and tokenizer."""
+def fingerprint(folder: Path, memory: Path | None = None) -> str:
+    """Hash over the contents of weights, configuration and tokenizer; those of large files by ``memory``, if given."""
     digest = hashlib.sha256()
     for file in sorted(
         f for f in folder.iterdir() if f.suffix in {".safetensors", ".bin", ".json", ".jinja", ".model"}
     ):
         digest.update(file.name.encode())
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
+        digest.update(file_digest(file, memory))
     return digest.hexdigest()[:16]
 
 

@@ -25,6 +25,8 @@ REPAIR_SHARE = 0.02
 """Share of rubric replies that have to be asked for again."""
 TURNED_SHARE = 0.25
 """Share of a cascade's sets on which the strong judge is asked again in reverse order."""
+UNSURE_SHARE = 0.3
+"""Share of sets that the strong judge of a cascade with `trust` sees (docs/judging-cost.md, trust 0.7)."""
 WORST_BYTES_PER_TOKEN = 4
 """Bytes of an unusable reply, as it is shown to the judge once more."""
 
@@ -163,11 +165,12 @@ def _cascade(section: recipe.CascadeOracle, students: int, teachers: int, texts:
     taught = min(teachers, shown)
     scores = not isinstance(section.strong, recipe.PairwiseOracle)
     again = TURNED_SHARE if section.certain_margin > 0 and scores else 0.0
+    asked = 1.0 if section.trust is None else UNSURE_SHARE
     strong = judge_bills(section.strong, shown - taught, taught, texts)
     audit = judge_bills(section.audit_oracle or section.strong, students, teachers, texts) if section.audit else []
     return [
         *judge_bills(section.cheap, students, teachers, texts),
-        *(bill.times(1 + again, 2 if again else 1) for bill in strong),
+        *(bill.times(asked * (1 + again), 2 if again else 1) for bill in strong),
         *(bill.times(section.audit, section.audit) for bill in audit),
     ]
 

@@ -11,6 +11,7 @@ from nashtune.errors import BudgetError
 from nashtune.planning.estimate import Row
 from nashtune.recipe import Recipe
 from nashtune.run import Run
+from nashtune.summaries import AVERAGE
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ def spending(recipe: Recipe, folder: Path) -> Spending:
         return Spending({})
     from nashtune.store.ledger import Ledger
 
-    iterations = range(recipe.iterations + 1)
+    iterations = [*range(recipe.iterations + 1), AVERAGE]
     with Ledger(run.ledger_file) as ledger:
         totals = {t: ledger.totals(run.id, t) for t in iterations}
     spent = {t: found["cost_usd"] + found["exposure_usd"] for t, found in totals.items()}

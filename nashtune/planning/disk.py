@@ -39,11 +39,12 @@ class Disk:
 def disk_of(recipe: Recipe, parameters: int | None, rows: Sequence[Row]) -> Disk:
     """From the number of weights and the estimate's rows. ``best/`` is hard-linked; adapters' checkpoints are taken as none."""
     width = 2 if recipe.train.save_dtype == "bfloat16" else 4
+    average = 4 if recipe.average == "weights" else 0  # float32
     calls, replies = sum(row.calls for row in rows), sum(row.completion_tokens for row in rows)
     sampled = sum(row.tokens for row in rows if row.stage != "train")
     return Disk(
         parameters=parameters,
-        policies=None if parameters is None else parameters * width * recipe.iterations,
+        policies=None if parameters is None else parameters * (width * recipe.iterations + average),
         checkpoint=None if parameters is None else 0 if recipe.train.lora else parameters * 4 * FLOATS,
         samples=round(sampled * SAMPLE_BYTES),
         ledger=round(calls * CALL_BYTES + replies * REPLY_BYTES),

@@ -12,6 +12,7 @@ from nashtune.planning.bills import (
     REPAIR_SHARE,
     RUBRIC_TOKENS,
     TURNED_SHARE,
+    UNSURE_SHARE,
     WORST_BYTES_PER_TOKEN,
     Bill,
     Factors,
@@ -24,6 +25,7 @@ from nashtune.planning.measured import Answers, Measured
 from nashtune.planning.work import Work
 from nashtune.recipe import BestOfN, Recipe, RemoteTeacher
 from nashtune.records import Prompt
+from nashtune.summaries import AVERAGE
 
 PAIRS_PER_PROMPT = 2.0
 """Where no run has shown how many pairs the rule finds (the paper's first iteration has about two)."""
@@ -165,23 +167,43 @@ class Estimator:
                 )
                 found.append(self._training(t))
             found += self._validation(t)
+        if self.recipe.average == "weights":
+            found += self._validation(AVERAGE)
         return found
 
     def _validation(self, t: int) -> list[Row]:
-        """Held-out sets: this policy, the earlier ones that it is compared with, and the teacher."""
-        k, count = self.recipe.validate_.k, self.work.validation
+        """Held-out sets: this policy, the earlier ones that it is compared with, and the teacher; and its divergence."""
+        k, count, n = self.recipe.validate_.k, self.work.validation, self.recipe.validate_.kl_samples
         rows = [self._sampling(t, "validate-sample", count, k)]
         if t == 0:
             rows += self._teacher_rows(0, "validate-teacher", count, self.held_out_texts)
-        students = k * (1 + len(self.recipe.rivals(t)))
-        judge = self.recipe.judge(validation=True)
-        return rows + self._judging(t, "validate-judge", count, students, self.teachers, self.held_out_texts, judge)
+        place = self.recipe.iterations + 1 if t == AVERAGE else t
+        students = k * (1 + len(self.recipe.rivals(place)))
+        judge, anchors = self.recipe.judge(validation=True), self.recipe.health.anchors
+        if anchors and t != AVERAGE:  # in the first iteration twice
+            sets = anchors * (1 if t else 2)
+            rows += self._judging(t, "anchor-judge", sets, k, self.teachers, self.held_out_texts, judge)
+        rows += self._judging(t, "validate-judge", count, students, self.teachers, self.held_out_texts, judge)
+        if t >= 1 and n and self.recipe.sampling.engine != "scripted":
+            rows.append(self._sampling(t, "kl-sample", count, n))
+        return rows
 
     def _sampling(self, t: int, stage: str, prompts: int, n: int, models: int = 1) -> Row:
         """``models`` are computed at each token; the measured rate is that of one."""
         tokens = prompts * n * self.student.tokens
-        rate = self.measured.sampling_rate
-        return Row(t, stage, items=prompts, tokens=tokens, seconds=models * tokens / rate if rate else None)
+        rate, times = self.measured.sampling_rate, self.measured.times
+        seconds = models * tokens / rate if rate else None
+        if times is not None:
+            load = self._loads(t, stage)
+            seconds = times.sampling(prompts, n, self.recipe.sampling.unit_prompts, models, load=load)
+        return Row(t, stage, items=prompts, tokens=tokens, seconds=seconds)
+
+    def _loads(self, t: int, stage: str) -> bool:
+        """Whether a stage's policy is another than the one sampled from just before: iteration 0 loads the initial policy once,
+        training lets go of what was loaded, and what validation loads is sampled from in the next iteration."""
+        if stage == "validate-sample":
+            return True
+        return t >= 2 and (stage != "sample" or self.recipe.sampling.policy == "initial")
 
     def _teacher_rows(self, t: int, stage: str, prompts: int, texts: Texts) -> list[Row]:
         teacher, rate = self.recipe.teacher, self.measured.teacher_rate
@@ -206,10 +228,12 @@ class Estimator:
         """Sets judged by ``judge``; by nobody (None), they take no time. What was measured is the recipe's oracle's."""
         if judge is None:
             return [Row(t, stage, items=sets, seconds=0.0)]
-        bills, judged = judge_bills(judge, students, teachers, texts), self.measured.judged
+        bills, judged, times = judge_bills(judge, students, teachers, texts), self.measured.judged, self.measured.times
         if judge != self.recipe.oracle:
             return self._paid(t, stage, sets, bills, None)
         seconds = sets * judged.seconds if judged else None
+        if seconds is None and times is not None:
+            seconds = times.judging(sets, students + teachers)
         return self._paid(t, stage, sets, [bill.corrected(self.correction) for bill in bills], seconds)
 
     def _paid(self, t: int, stage: str, items: int, bills: list[Bill], seconds: float | None) -> list[Row]:
@@ -232,8 +256,12 @@ class Estimator:
         older = [1.0 if replay.fraction == "all" else replay.fraction * replay.decay**n for n in range(t - 1)]
         prompt = sum(self.lengths.messages(p.messages) for p in work.sample) / len(work.sample)
         tokens = new * (1 + sum(older)) * (prompt + 2 * self.student.tokens) * recipe.train.epochs
-        rate = self.measured.training_rate
-        return Row(t, "train", items=round(new), tokens=tokens, seconds=tokens / rate if rate else None)
+        rate, times = self.measured.training_rate, self.measured.times
+        seconds = tokens / rate if rate else None
+        if times is not None:
+            references = len(recipe.objective.row.references(recipe.objective.settings))
+            seconds = times.training(new * (1 + sum(older)), references, recipe.train.epochs)
+        return Row(t, "train", items=round(new), tokens=tokens, seconds=seconds)
 
     @property
     def pairs_per_prompt(self) -> float:
@@ -280,10 +308,13 @@ class Estimator:
         elif self.set_bills:
             found.append(
                 f"the judge's replies: rubric {RUBRIC_TOKENS} tokens an answer and {100 * REPAIR_SHARE:.0f} % asked for again; "
-                f"cascade asks again on {100 * TURNED_SHARE:.0f} % of sets; hidden reasoning tokens are not counted"
+                f"cascade asks again on {100 * TURNED_SHARE:.0f} % of sets, with trust about {100 * UNSURE_SHARE:.0f} % at "
+                "all; hidden reasoning tokens are not counted"
             )
         pairs = f"measured ({m.source})" if m.pairs_per_prompt is not None else "assumed"
         found.append(f"{self.pairs_per_prompt:.1f} new training pairs a prompt: {pairs}")
+        if m.times is not None:
+            found += [f"seconds of {text}" for text in m.times.assumptions()]
         if self.set_bills or self.recipe.teacher.kind == "remote":
             found += [MONEY_RESTS_ON, WORST_MEANS]
         return found
@@ -317,6 +348,7 @@ def alternatives(estimator: Estimator, engine: settings.EngineSection) -> list[A
     free = settings.ScriptedOracle(kind="scripted")
     cascade = settings.CascadeOracle(kind="cascade", cheap=free, strong=rubric, shown=3, audit=0.05)
     compact = settings.CompactOracle(kind="compact", engine=engine)
+    unsure = {"strong": compact, "audit_oracle": rubric, "trust": 0.7, "shown": 1000}
     named: Iterable[tuple[str, settings.Oracle]] = [
         ("as in the recipe", estimator.recipe.oracle),
         ("rubric, the paper's", rubric),
@@ -326,5 +358,6 @@ def alternatives(estimator: Estimator, engine: settings.EngineSection) -> list[A
         ("cascade: free judge, rubric on 3, 5 % audited", cascade),
         ("cascade: free judge, compact on 3, 5 % audited by rubric",
          cascade.model_copy(update={"strong": compact, "audit_oracle": rubric})),
+        ("cascade: fitted judge, compact where it is unsure, 5 % audited by rubric", cascade.model_copy(update=unsure)),
     ]  # fmt: skip
     return [estimator.judging_with(name, oracle) for name, oracle in named]

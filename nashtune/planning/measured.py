@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from nashtune.planning.times import Times
 from nashtune.recipe import Recipe
 from nashtune.records import Response
 from nashtune.run import Run
@@ -53,6 +54,8 @@ class Measured:
     teacher_rate: float | None = None
     training_rate: float | None = None
     pairs_per_prompt: float | None = None
+    times: Times | None = None
+    """A calibration's, which say more than the rates."""
 
 
 def measure(run: Run, source: str) -> Measured:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from nashtune.judging.prices import FREE, find_price
 from nashtune.planning.budget import Budget, budget_of, spending
+from nashtune.planning.calibration import as_measured, calibrate
 from nashtune.planning.disk import Disk, disk_of
 from nashtune.planning.estimate import Alternative, Estimator, Row, alternatives
 from nashtune.planning.lengths import count_parameters, local_lengths, local_policy
@@ -49,7 +50,7 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """For scripts. Dollars, tokens, seconds and bytes; null where something is not known."""
         figures = ("calls", "prompt_tokens", "completion_tokens", "tokens", "usd", "usd_sync", "usd_batch", "usd_worst")
-        iterations = sorted({row.iteration for row in self.rows})
+        iterations = sorted({row.iteration for row in self.rows}, key=lambda t: (t < 0, t))  # the average last
         return {
             "name": self.name,
             "folder": str(self.folder),
@@ -76,9 +77,15 @@ class Plan:
 
 
 def make_plan(
-    recipe: Recipe, folder: Path | None = None, *, probe_prompts: int = 0, answer_tokens: int | None = None
+    recipe: Recipe,
+    folder: Path | None = None,
+    *,
+    probe_prompts: int = 0,
+    answer_tokens: int | None = None,
+    calibrated: bool = False,
 ) -> Plan:
-    """Estimate a recipe's run; nothing is spent but on ``probe_prompts`` prompts, if any.
+    """Estimate a recipe's run; nothing is spent but on ``probe_prompts`` prompts, if any. ``calibrated``: with seconds from a
+    calibration of this machine, made where there is none yet.
 
     Raises OracleError for an engine whose price is not known, PromptError for a source that cannot be read.
     """
@@ -90,6 +97,9 @@ def make_plan(
     work = read_work(recipe, folder, lengths)
     probed = probe(recipe, folder, work, probe_prompts) if probe_prompts else None
     measured = probed.measured if probed else earlier_run(recipe, folder)
+    if calibrated:
+        times = calibrate(recipe, work)
+        measured = replace(measured, times=times) if measured else as_measured(times)
     estimator = Estimator(recipe, work, lengths, measured, answer_tokens)
     rows = estimator.rows()
     paid = next((e for e in paid_engines(recipe) if find_price(e) != FREE and _judges(recipe, e)), None)
@@ -107,7 +117,7 @@ def make_plan(
         assumptions=estimator.assumptions(),
         rates=f"seconds at the rates of the {measured.source}"
         if measured
-        else "seconds: not measured (--probe measures)",
+        else "seconds: not measured (--calibrate and --probe measure)",
         disk=disk_of(recipe, count_parameters(policy) if policy else None, rows),
         budget=budget_of(recipe, rows, spending(recipe, folder)),
         probe=probed,

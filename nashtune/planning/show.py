@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nashtune.planning.plan import Plan
+from nashtune.summaries import AVERAGE
 
 UNITS = ("B", "kB", "MB", "GB", "TB")
 
@@ -52,7 +53,14 @@ def _stages(plan: Plan) -> Table:
         seconds = "-" if row.seconds is None else _number(row.seconds)
         tokens = _number(row.tokens) if row.tokens else ""
         table.add_row(
-            str(row.iteration), row.stage, row.model, _number(row.items), tokens, *shown, seconds, end_section=last
+            "average" if row.iteration == AVERAGE else str(row.iteration),
+            row.stage,
+            row.model,
+            _number(row.items),
+            tokens,
+            *shown,
+            seconds,
+            end_section=last,
         )
     figures = ("tokens", "calls", "prompt_tokens", "completion_tokens")
     sums = [_number(plan.sum_of(figure)) for figure in figures]

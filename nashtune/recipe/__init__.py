@@ -4,7 +4,7 @@ Each field carries its meaning and unit as the docstring under it. Unknown keys 
 change when a run is resumed (they change speed or display, not results); all others are identity.
 """
 
-from nashtune.recipe.base import ADDED, NEUTRAL, Rate, Section, identity
+from nashtune.recipe.base import ADDED, NEUTRAL, Rate, Section, identity, uncounted
 from nashtune.recipe.engine import EngineSection, PriceSection
 from nashtune.recipe.loading import load_recipe, parse_recipe
 from nashtune.recipe.methods import METHODS, Method
@@ -96,4 +96,5 @@ __all__ = [
     "load_recipe",
     "objective_section",
     "parse_recipe",
+    "uncounted",
 ]

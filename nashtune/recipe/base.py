@@ -15,9 +15,9 @@ Rate = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
-    """A part of the recipe: frozen, and unknown keys are refused."""
+    """A part of the recipe: frozen; unknown keys and numbers that are not finite are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 def identity(section: Section) -> dict[str, Any]:
@@ -27,6 +27,18 @@ def identity(section: Section) -> dict[str, Any]:
         for name, info in type(section).model_fields.items()
         if _counts(info, getattr(section, name))
     }
+
+
+def uncounted(section: Section) -> dict[str, Any]:
+    """What ``identity`` leaves out, as pydantic's ``model_dump(exclude=...)`` takes it."""
+    left_out: dict[str, Any] = {}
+    for name, info in type(section).model_fields.items():
+        value = getattr(section, name)
+        if not _counts(info, value):
+            left_out[name] = True
+        elif isinstance(value, Section) and (inner := uncounted(value)):
+            left_out[name] = inner
+    return left_out
 
 
 def _counts(info: FieldInfo, value: Any) -> bool:

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from nashtune.recipe.methods import METHODS
-from nashtune.recipe.oracles import CascadeOracle, Oracle, PanelOracle
+from nashtune.recipe.oracles import CascadeOracle, CompactOracle, Oracle, PairwiseOracle, PanelOracle
 from nashtune.recipe.teachers import RemoteTeacher
 
 if TYPE_CHECKING:
     from nashtune.recipe.recipe import Recipe
+    from nashtune.recipe.sections import TrainSection
 
 THRESHOLDS = {
     "paper": ("positive_score", "margin", "student_margin", "positive_rate", "rate_margin", "student_rate_margin"),
@@ -20,6 +21,8 @@ THRESHOLDS = {
 """The thresholds that each pair rule reads."""
 COMPARING = ("pairwise", "preference_model", "people")
 """Oracles that compare and do not score."""
+GIVE_PROBABILITIES = ("preference_model", "reward_model", "pairwise", "panel")
+"""Oracles whose P(i beats j) may lie anywhere between 0 and 1."""
 LEAST_K_VERSUS_POLICY = 3
 """Fewest samples from which P(y beats pi_t) is estimated: each is compared with two others."""
 
@@ -29,8 +32,12 @@ def contradictions(recipe: Recipe) -> Iterator[str]:
     if recipe.method is not None and recipe.method not in METHODS:
         yield f"method is {recipe.method!r}; accepted: {', '.join(METHODS)}"
     yield from _stages(recipe)
+    yield from _oracles(recipe)
+    yield from _anchors(recipe)
     yield from _objective(recipe)
     yield from _sampled_policy(recipe)
+    yield from _training(recipe.train)
+    yield from _train_processes(recipe)
 
 
 def _stages(recipe: Recipe) -> list[str]:
@@ -74,6 +81,10 @@ def _stages(recipe: Recipe) -> list[str]:
         found.append("oracle.guard.min_words is above oracle.guard.max_words")
     if recipe.validate_.select == "satisfied_and_good" and recipe.validation_oracle.kind != "rules":
         found.append("validate.select 'satisfied_and_good' needs oracle.kind (or validate.oracle.kind) 'rules'")
+    if recipe.average == "weights" and recipe.sampling.engine == "scripted":
+        found.append(
+            "average is 'weights' but sampling.engine 'scripted' has no weights; accepted: average 'best' or 'last'"
+        )
     read, fields = THRESHOLDS.get(recipe.pairs.rule, ()), type(recipe.pairs).model_fields
     unread = [
         name
@@ -85,6 +96,48 @@ def _stages(recipe: Recipe) -> list[str]:
         names = ", ".join(f"pairs.{name}" for name in unread)
         found.append(f"pairs.rule {recipe.pairs.rule!r} does not read {names}; remove what is not read")
     return found
+
+
+def _oracles(recipe: Recipe) -> Iterator[str]:
+    """What the judges' own settings ask of each other."""
+    for part in (part for oracle in recipe.oracles for part in _parts(oracle)):
+        if isinstance(part, PanelOracle) and part.quorum > len(part.members):
+            yield (
+                f"oracle.panel.quorum is {part.quorum} but the panel has {len(part.members)} members; accepted: 1 to "
+                f"{len(part.members)}"
+            )
+        if isinstance(part, CascadeOracle) and part.trust is not None and part.cheap.kind not in GIVE_PROBABILITIES:
+            yield (
+                f"oracle.cascade.trust is {part.trust:g} but the cheap oracle {part.cheap.kind!r} does not say how sure it is; "
+                f"accepted: a cheap oracle of kind {', '.join(GIVE_PROBABILITIES)}, or trust null"
+            )
+        if not isinstance(part, CompactOracle | PairwiseOracle) or part.use != "replies":
+            continue
+        if part.replies > 1 and part.temperature == 0:
+            yield (
+                f"oracle.{part.kind}.replies is {part.replies} at temperature 0: the same reply would be paid for "
+                f"{part.replies} times; accepted: replies 1, or a temperature above 0"
+            )
+
+
+def _anchors(recipe: Recipe) -> Iterator[str]:
+    held_out = recipe.prompts.validation.count
+    if recipe.health.anchors > held_out:
+        yield (
+            f"health.anchors is {recipe.health.anchors} but prompts.validation.count is {held_out}; accepted: 0 to {held_out}"
+        )
+
+
+def _parts(oracle: Oracle) -> Iterator[Oracle]:
+    """An oracle and those inside it."""
+    yield oracle
+    inside: list[Oracle] = []
+    if isinstance(oracle, PanelOracle):
+        inside = [member.oracle for member in oracle.members]
+    elif isinstance(oracle, CascadeOracle):
+        inside = [part for part in (oracle.cheap, oracle.strong, oracle.audit_oracle) if part is not None]
+    for part in inside:
+        yield from _parts(part)
 
 
 def _objective(recipe: Recipe) -> Iterator[str]:
@@ -101,7 +154,8 @@ def _objective(recipe: Recipe) -> Iterator[str]:
     if "scores" in needs and rule != "teacher_wins" and not _scores(recipe.oracle):
         yield (
             f"objective.name {objective.name!r} reads scores but oracle.kind {recipe.oracle.kind!r} only compares; accepted: "
-            f"an oracle that scores, so none of {', '.join(COMPARING)} (in a panel, or as a cascade's strong oracle, neither)"
+            f"an oracle that scores, so none of {', '.join(COMPARING)} (nor inside a panel, nor as a "
+            "cascade's strong or trusted oracle)"
         )
     if "versus_policy" in needs:
         who = f"objective.name {objective.name!r} estimates P(y beats pi_t) from the other samples of pi_t"
@@ -113,11 +167,27 @@ def _objective(recipe: Recipe) -> Iterator[str]:
             yield f"{who} but sampling.mixture is {sampling.mixture:g}; accepted: 0"
 
 
+def _training(train: TrainSection) -> Iterator[str]:
+    """What settings of memory and kernels ask of each other."""
+    if train.gradient_checkpointing and train.activation_gb is not None:
+        yield (
+            f"train.activation_gb is {train.activation_gb:g}, which recomputes as many layers as it takes, but "
+            "train.gradient_checkpointing is true, which recomputes them all; accepted: one of the two"
+        )
+    if train.attention == "varlen" and train.precision == "float32":
+        yield (
+            "train.attention is 'varlen', whose kernels compute in bf16, but train.precision is 'float32'; accepted: precision "
+            "'auto', 'autocast' or 'bfloat16', or another attention"
+        )
+
+
 def _scores(oracle: Oracle) -> bool:
     """Whether an oracle scores answers, and does not only compare them."""
     if isinstance(oracle, PanelOracle):
         return all(_scores(member.oracle) for member in oracle.members)
-    return _scores(oracle.strong) if isinstance(oracle, CascadeOracle) else oracle.kind not in COMPARING
+    if isinstance(oracle, CascadeOracle):
+        return _scores(oracle.strong) and (oracle.trust is None or _scores(oracle.cheap))
+    return oracle.kind not in COMPARING
 
 
 def _sampled_policy(recipe: Recipe) -> Iterator[str]:
@@ -142,3 +212,19 @@ def _sampled_policy(recipe: Recipe) -> Iterator[str]:
                 f"sampling.mixture is {sampling.mixture:g} but the reference of objective {recipe.objective.name!r} has "
                 f"objective.tau / objective.eta = {share:g} of the initial policy; accepted: that number, or 0 (option I)"
             )
+
+
+def _train_processes(recipe: Recipe) -> list[str]:
+    """What weights that are spread over processes cannot be combined with yet."""
+    train, processes = recipe.train, recipe.scale.train_processes
+    chosen = {
+        "train.optimizer 'adamw_8bit'": train.optimizer == "adamw_8bit",
+        "train.lora.base 'nf4'": train.lora is not None and train.lora.base == "nf4",
+        "train.liger true": train.liger,
+        "train.activation_gb (train.gradient_checkpointing can be)": train.activation_gb is not None,
+    }
+    return [
+        f"scale.train_processes is {processes}, with which {name} cannot be combined; accepted: 1, or another value there"
+        for name, there in chosen.items()
+        if processes > 1 and there
+    ]

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from nashtune.recipe.base import NEUTRAL, Rate, Section
+from nashtune.recipe.base import ADDED, NEUTRAL, Rate, Section
 from nashtune.recipe.engine import EngineSection
 
 
@@ -148,6 +148,10 @@ class ScriptedOracle(Section):
     """What the made-up scores (1 to 6) follow."""
     unusable_rate: Rate = 0.0
     """Share of judgments reported as unusable."""
+    latency_s: float = Field(default=0.0, ge=0, json_schema_extra=NEUTRAL)
+    """Seconds that a judgment takes, as a server's would (the verdict is the same)."""
+    concurrency: int = Field(default=16, ge=1, json_schema_extra=NEUTRAL)
+    """Judgments under way at once, where they take time."""
 
 
 class PanelMember(Section):
@@ -170,15 +174,19 @@ class PanelOracle(Section):
 
 
 class CascadeOracle(Section):
-    """A cheap oracle scores all candidates, a strong one those that matter; a random share is audited whole."""
+    """A cheap oracle scores all candidates, a strong one those that matter, or the sets that the cheap one is not sure of; a
+    random share is audited whole."""
 
     kind: Literal["cascade"]
     cheap: Oracle
     """Sees every candidate."""
     strong: Oracle
     """Sees the teacher, the likely best and the likely worst."""
+    trust: float | None = Field(default=None, ge=0.5, le=1, json_schema_extra=ADDED)
+    """Where the cheap oracle is at least this sure (mean of max(P, 1 - P) over its comparisons), its verdict stands and the
+    strong one is not asked; null asks it about every set. For cheap oracles that give probabilities."""
     shown: int = Field(default=3, ge=2)
-    """Candidates the strong oracle sees."""
+    """Candidates the strong oracle sees; as many as there are, or more, shows all."""
     z: float = Field(default=1.0, ge=0)
     """Standard errors by which the cheap oracle's win rates are widened when choosing them."""
     certain_margin: float = Field(default=1.0, ge=0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -50,6 +50,9 @@ class Recipe(Section):
     objective: Objective = objective_section()
     train: TrainSection = TrainSection()
     validate_: ValidateSection = Field(default=ValidateSection(), alias="validate")
+    average: Literal["best", "last", "weights"] = Field(default="best", json_schema_extra=NEUTRAL)
+    """Which policy the run exports: the best iteration by validate.select, the last one, or the mean of the weights of all
+    iterations (not of the initial policy), which is then validated like them. May be changed on a finished run."""
     budget: BudgetSection = BudgetSection()
     ledger: str | None = Field(default=None, json_schema_extra=NEUTRAL)
     """A ledger file shared by several runs, so that none pays for what another bought; null keeps one in the run folder."""
@@ -94,7 +97,10 @@ class Recipe(Section):
         return None if self.pairs.rule == "teacher_wins" else self.oracle
 
     def rivals(self, iteration: int) -> list[int]:
-        """The earlier iterations whose policies are in the held-out candidate sets of an iteration: the first and the last."""
+        """The earlier iterations whose policies are in the held-out candidate sets of an iteration: the first and the last, or
+        all of them under validate.payoffs."""
+        if self.validate_.payoffs:
+            return list(range(iteration))
         return sorted({0, iteration - 1}) if iteration else []
 
     @property

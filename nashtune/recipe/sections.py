@@ -167,6 +167,9 @@ class LoraSection(Section):
     """Scale of the adapters (alpha / rank multiplies their output)."""
     target_modules: str | tuple[str, ...] = "all-linear"
     """Modules that get adapters."""
+    base: Literal["full", "nf4"] = Field(default="full", json_schema_extra=ADDED)
+    """Weights under the adapters: full, or nf4, 4-bit NormalFloat numbers (QLoRA; needs bitsandbytes). Adapters are merged
+    into the policy's own weights, never into rounded ones."""
 
 
 class TrainSection(Section):
@@ -177,6 +180,10 @@ class TrainSection(Section):
     then the reference "t" too (the policy and its reference must start equal)."""
     batch_size: int = Field(default=64, ge=1)
     """Pairs per optimizer step."""
+    order: Literal["shuffled", "judged"] = Field(default="shuffled", json_schema_extra=ADDED)
+    """Which pairs share an optimizer step. shuffled: any, by seed. judged: as their prompts come (their order is drawn by seed
+    when the prompts are split), replayed pairs spread evenly among them, so that batches are complete, and their reference
+    log-probs computed, while the judge still works on later prompts."""
     epochs: int = Field(default=1, ge=1)
     """Passes over the pairs."""
     learning_rate: float | tuple[float, ...] = 5e-5
@@ -198,6 +205,18 @@ class TrainSection(Section):
     where this machine is fast at bf16, else float32."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    activation_gb: float | None = Field(default=None, gt=0, json_schema_extra=NEUTRAL)
+    """Memory (GB) that the layers may keep of a micro-batch for the backward pass: as many layers as this takes are
+    recomputed, no more. null keeps everything, or nothing with gradient_checkpointing."""
+    attention: Literal["auto", "segments", "blocks", "flex", "varlen"] = Field(default="auto", json_schema_extra=ADDED)
+    """How packed attention is computed: segments (prompts and answers one by one), blocks (a masked block for each prompt),
+    flex (torch's flex attention; GPU), varlen (a flash-attention kernel, of flash_attn or torch; GPU, bf16). auto is segments
+    on a CPU, and on a GPU varlen where there is a kernel, else flex with Triton, else blocks."""
+    liger: bool = Field(default=False, json_schema_extra=ADDED)
+    """Fused norms and gated activations of the liger-kernel package (CUDA GPUs)."""
+    optimizer: Literal["adamw", "adamw_8bit"] = Field(default="adamw", json_schema_extra=ADDED)
+    """adamw (fused, fp32 moments), or adamw_8bit (moments of large tensors in 8 bits; needs bitsandbytes): 2 bytes a
+    parameter instead of 8."""
     save_dtype: Literal["float32", "bfloat16"] = "float32"
     """Weights of saved policies; bfloat16 halves the disk and rounds small updates away."""
     lora: LoraSection | None = None
@@ -218,6 +237,13 @@ class ValidateSection(Section):
     """Level of the intervals (clustered by prompt)."""
     select: Literal["win_rate_vs_initial", "mean_score", "satisfied_and_good"] = "win_rate_vs_initial"
     """What decides the best iteration; ties go to the earlier one."""
+    payoffs: bool = Field(default=False, json_schema_extra=ADDED)
+    """Put the answers of every earlier policy into the held-out candidate sets, not those of the first and the last alone, so
+    that every two policies of the run are compared (exploitability). The sets grow with each iteration, and so does what a
+    paid judge asks for them (`nashtune plan`)."""
+    kl_samples: int = Field(default=1, ge=0, json_schema_extra=NEUTRAL)
+    """Answers per held-out prompt, drawn at temperature 1 from the whole vocabulary, that estimate KL(pi_t || pi_t-1); 0 draws
+    none and leaves it unknown. Native engine; no oracle sees them."""
 
 
 class BudgetSection(Section):
@@ -249,7 +275,12 @@ class HealthSection(Section):
     min_audit_agreement: Rate = 0.6
     """Least balanced share of an audit's verdicts that a cascade repeats (the upper end of its interval; coin tosses: 0.5)."""
     max_drift: float = Field(default=0.5, ge=0)
-    """Largest mean absolute change of the scores of answers judged before (points)."""
+    """Largest mean absolute change of the scores of answers judged before (points); with anchors, beyond the change that
+    judging again at once makes."""
+    anchors: int = Field(default=0, ge=0)
+    """Held-out sets of iteration 0 that are judged again in each iteration (in the first one twice), to see whether the judge
+    drifts. They cost their judging. 0: drift is read off the initial policy's answers in the held-out contests, whose
+    company changes."""
     stop_on_alarm: bool = False
     """Stop the run after a judging stage that gives cause for alarm; false only reports it."""
 
@@ -263,4 +294,6 @@ class ScaleSection(Section):
     """Training processes on this machine, started by torchrun: each with a GPU of its own, or cores/train_processes threads;
     they share weights, gradients and moments (FSDP2). May change from one attempt to the next."""
     overlap: bool = Field(default=True, json_schema_extra=NEUTRAL)
-    """Let a judge behind a server begin with the first finished unit of samples; false judges after the last."""
+    """Let a judge behind a server begin with the first finished unit of samples, pairs be built as judgments come, and the
+    trainer load its model (with train.order `judged`, compute reference log-probs too) while the judge works; false does one
+    stage after the other. Results are the same."""

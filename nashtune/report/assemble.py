@@ -44,6 +44,8 @@ def assemble(run: Run) -> ReportInput:
         contests=list(_side_by_side(run, [s.iteration for s in summaries])),
         prompt_report=read_json(prompts) if prompts.exists() else {},
         health=list(_health(run)),
+        average=run.averaged(),
+        exported=run.exported(),
     )
 
 

@@ -17,6 +17,7 @@ from nashtune.records import IterationSummary
 from nashtune.report import tables
 from nashtune.report.html import as_yaml, confidence_label, result_sentence
 from nashtune.report.templates import template
+from nashtune.summaries import AVERAGE
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 PAPER = "[arXiv 2404.03715](https://arxiv.org/abs/2404.03715)"
@@ -35,7 +36,8 @@ EXCERPT: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class CardInput:
-    """What a card tells. ``recipe`` is resolved; ``best`` is the exported iteration (0: the initial policy)."""
+    """What a card tells. ``recipe`` is resolved; ``best`` is the exported iteration (0: the initial policy; AVERAGE: the mean of
+    all trained ones, whose row is among ``summaries``)."""
 
     name: str
     created: str
@@ -53,7 +55,7 @@ def model_card(data: CardInput) -> str:
     iterations = [s.iteration for s in data.summaries]
     if data.best not in iterations:
         raise StoreError(f"model card: best is iteration {data.best}, but the summaries hold {iterations or 'none'}")
-    summaries = sorted(data.summaries, key=lambda s: s.iteration)
+    summaries = sorted(data.summaries, key=lambda s: (s.iteration == AVERAGE, s.iteration))
     excerpt = as_yaml(_excerpt(data.recipe))
     longest = max((len(run) for run in re.findall("`+", excerpt)), default=0)
     # Markdown, not HTML: nothing is escaped, and nothing sampled or user-written but the recipe's settings goes in.
@@ -62,6 +64,8 @@ def model_card(data: CardInput) -> str:
         recipe=data.recipe,
         front_matter=yaml.safe_dump(_front_matter(data), sort_keys=False, allow_unicode=True),
         headline=result_sentence(data.summaries, data.best, data.recipe),
+        title="average of iterations" if data.best == AVERAGE else f"iteration {data.best}",
+        trained=max(iterations),
         method=_method(data.recipe),
         objective=_objective(data.recipe["objective"]["name"]),
         base=_base_name(data.recipe["policy"]["model"]),
@@ -150,9 +154,17 @@ def _results(summaries: Sequence[IterationSummary], best: int) -> _Table:
     for i, summary in enumerate(summaries):
         figures = (measure.cells[i] for measure in measures)
         texts = (cell.text + (f" ({cell.detail})" if cell.detail else "") for cell in figures)
-        cells = ["initial policy" if summary.iteration == 0 else str(summary.iteration), *texts]
+        names = {0: "initial policy", AVERAGE: "average"}
+        cells = [names.get(summary.iteration, str(summary.iteration)), *texts]
         rows.append([f"**{text}**" for text in cells] if summary.iteration == best else cells)
     return _Table(["iteration", *(row.label for row in measures)], rows)
+
+
+def _selected(data: CardInput, rows: int) -> list[str]:
+    """How the figures were bent by choosing this policy by them."""
+    if data.best == AVERAGE or data.recipe.get("average") == "last":
+        return []
+    return [f"This iteration was selected from {rows} by the same prompts, which flatters its figures slightly."]
 
 
 def _limits(data: CardInput, summaries: Sequence[IterationSummary]) -> list[str]:
@@ -167,7 +179,7 @@ def _limits(data: CardInput, summaries: Sequence[IterationSummary]) -> list[str]
     found = [
         f"Measured on {prompts} {kind}, by the oracle that {chose} the training pairs "
         f"({_oracle(other or data.recipe['oracle'])}). Another judge or another kind of prompt may say otherwise.",
-        f"This iteration was selected from {len(summaries)} by the same prompts, which flatters its figures slightly.",
+        *_selected(data, len(summaries)),
         "Nothing was measured about safety, factual accuracy or languages beyond those prompts; the limits of the base "
         "model remain.",
     ]

@@ -94,7 +94,9 @@ def _tested(value: str, p: str, *path: str) -> Callable[[Mapping[str, Any]], Cel
 
 def _drift(health: Mapping[str, Any]) -> Cell:
     change, flips = _part(health, "drift", "mean_change"), _part(health, "drift", "flips")
+    again = _part(health, "drift", "rejudged")
     turned = "" if flips is None else f"{percent(flips)} flipped"
+    turned += "" if again is None else f"; {again:.2f} judged at once"
     return Cell(turned) if change is None and turned else Cell() if change is None else Cell(f"{change:.2f}", turned)
 
 

@@ -17,6 +17,8 @@ from nashtune.report import charts, tables
 from nashtune.report.health import JudgedStage, health_alarms, health_table
 from nashtune.report.tables import PAIR_KINDS, interval_range, percent, union
 from nashtune.report.templates import template
+from nashtune.report.theory import theory
+from nashtune.summaries import AVERAGE, column_name
 
 CURVES = (
     ("loss", None),
@@ -58,7 +60,8 @@ class ReportInput:
     reason in words ("running", "finished"). ``train_curves`` rows hold "step" (optimizer step within the iteration) and
     any of loss, margin, accuracy, grad_norm, learning_rate, nll. ``pair_margins``: score (or win-rate) differences of
     new pairs by kind. ``lengths``: words of each validation answer. ``prompt_report``: how prompts were read, by name.
-    ``health``: the judge's, per judging stage; its alarms are shown with ``alarms``.
+    ``health``: the judge's, per judging stage; its alarms are shown with ``alarms``. ``average``: the row of the averaged policy;
+    ``exported``: which policy lies in best/, in words.
     """
 
     name: str
@@ -75,6 +78,8 @@ class ReportInput:
     prompt_report: Mapping[str, Any] = field(default_factory=dict)
     alarms: Sequence[str] = ()
     health: Sequence[JudgedStage] = ()
+    average: IterationSummary | None = None
+    exported: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +120,7 @@ def confidence_label(recipe: Mapping[str, Any]) -> str:
 def result_sentence(summaries: Sequence[IterationSummary], best: int | None, recipe: Mapping[str, Any]) -> str:
     """The result of the best (or, while unknown, latest) iteration in one sentence; says so where the interval does not
     settle it."""
-    trained = [s for s in summaries if s.iteration > 0]
+    trained = [s for s in summaries if s.iteration != 0]
     if not summaries:
         return "Nothing has been validated yet."
     if not trained:
@@ -124,6 +129,8 @@ def result_sentence(summaries: Sequence[IterationSummary], best: int | None, rec
         return "No iteration does better than the initial policy."
     chosen = next((s for s in trained if s.iteration == best), max(trained, key=lambda s: s.iteration))
     name, rate = f"Iteration {chosen.iteration}", chosen.win_rate_vs_initial
+    if chosen.iteration == AVERAGE:
+        name = "The average of all iterations"
     if rate is None:
         return f"{name} is the latest." if best is None else f"{name} is the best by {selection(recipe)}."
     share, within = percent(rate.value), f"({confidence_label(recipe)} {interval_range(rate)})"
@@ -161,10 +168,6 @@ def details_sentence(data: ReportInput) -> str:
     if rate:
         said.append(f"Measured on {rate.n:,} held-out prompts.")
     return " ".join(said)
-
-
-def column_name(iteration: int) -> str:
-    return "initial" if iteration == 0 else str(iteration)
 
 
 def _win_rate_figure(summaries: Sequence[IterationSummary]) -> Iterator[Figure]:
@@ -238,7 +241,8 @@ def _header_facts(data: ReportInput) -> dict[str, str]:
     known = {name: str(data.recipe[s][key]) for name, (s, key) in sections.items() if s in data.recipe}
     if "Teacher" in known:
         known["Teacher"] = tables.words(known["Teacher"])
-    return {"State": data.state, "Report made": data.created} | known
+    exported = {"Exported": data.exported} if data.exported else {}
+    return {"State": data.state, **exported, "Report made": data.created} | known
 
 
 def _plain_facts(report: Mapping[str, Any]) -> dict[str, str]:
@@ -264,9 +268,10 @@ def render_report(data: ReportInput) -> str:
     iterations = [s.iteration for s in summaries]
     if data.best is not None and data.best not in iterations:
         raise StoreError(f"report: best is iteration {data.best}, but the summaries hold {iterations or 'none'}")
-    groups = tables.iteration_groups(summaries)
-    dropped = tables.counts_group("Prompts and candidates that gave no pair", [s.dropped for s in summaries])
-    defects = tables.counts_group("Defects of samples", [s.defects for s in summaries])
+    shown = [*summaries, data.average] if data.average else summaries
+    groups = tables.iteration_groups(shown)
+    dropped = tables.counts_group("Prompts and candidates that gave no pair", [s.dropped for s in shown])
+    defects = tables.counts_group("Defects of samples", [s.defects for s in shown])
     page = template("report.html.j2").render(
         data=data,
         headline=result_sentence(summaries, data.best, data.recipe),
@@ -275,12 +280,13 @@ def render_report(data: ReportInput) -> str:
         confidence=confidence_label(data.recipe),
         selection=selection(data.recipe),
         alarms=list(dict.fromkeys([*data.alarms, *length_alarms(summaries), *health_alarms(data.health)])),
-        columns=[(t, column_name(t)) for t in iterations],
+        columns=[(s.iteration, column_name(s.iteration)) for s in shown],
         groups=groups,
         unmeasured=[row.full_label for group in groups for row in group.rows if not row.known],
         win_rates=list(_win_rate_figure(summaries)),
         dynamics_columns=[name for name, _ in tables.DYNAMICS],
         dynamics=tables.dynamics_rows(summaries),
+        theory=theory(summaries, data.average, data.recipe),
         health=health_table(data.health),
         lengths=list(_length_figure(data)),
         margins=list(_margin_figures(data)),

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from nashtune.errors import ModelError
 from nashtune.model.attention import ATTENTION, Block, PackedLayout
-from nashtune.sampling.slots import PromptCache, SlotCache
+from nashtune.sampling.slots import STEP, PromptCache, SlotCache, Step, round_up
 
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
+LONGEST_CHECKED = 512
 
 
 def prefill(model: Any, prompts: Sequence[Sequence[int]], layout: PackedLayout) -> tuple[PromptCache, Tensor]:
@@ -33,10 +34,10 @@ def prefill(model: Any, prompts: Sequence[Sequence[int]], layout: PackedLayout) 
     return cache, out.logits[0]
 
 
-def decode(model: Any, cache: SlotCache, tokens: Tensor, positions: Tensor, longest: int) -> Tensor:
-    """One step for rows 0..n-1: tokens [n] at ``positions`` [n], the greatest ``longest`` -> logits [n, V]."""
-    cache.begin_step(positions, longest)
-    ids, where = tokens[:, None], positions[:, None]
+def decode(model: Any, cache: SlotCache, step: Step) -> Tensor:
+    """One step of rows 0..n-1 -> logits [n, V]."""
+    cache.begin_step(step)
+    ids, where = step.tokens[:, None], (step.prompt + step.own)[:, None]
     return model(ids, position_ids=where, use_cache=True, layout=cache, **_as_cache(model, cache)).logits[:, 0]
 
 
@@ -51,34 +52,49 @@ def _cache_name(model: type) -> str:
 
 
 def check_forward(model: Any) -> None:
-    """Compare prefill and decode, in rows of two lengths, with the model's own eager attention on a short text.
+    """Compare prefill and decode with the model's own eager attention on a short text, longer than a short sliding window.
 
     Raises ModelError where the logits differ by more than rounding allows, as they would for an architecture whose
-    attention needs something that no layout of this engine carries.
+    attention needs something that no layout of this engine carries. A window of more than ``LONGEST_CHECKED`` tokens is
+    not reached by the text.
     """
-    vocabulary = model.config.get_text_config().vocab_size
+    config = model.config.get_text_config()
+    window = getattr(config, "sliding_window", None) or 0
+    length = 12 + (window if window <= LONGEST_CHECKED else 0)
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(vocabulary, (16,), generator=generator).to(model.device)
-    prompts = [ids[:12].tolist(), ids[:9].tolist()]
-    layout = PackedLayout([Block(len(p)) for p in prompts], model.device)
-    cache, last = prefill(model, prompts, layout)
-    slots = SlotCache(2, 16)
-    for row, (block, start) in enumerate(zip(layout.blocks, (0, 12), strict=True)):
-        slots.admit(torch.tensor([row], device=ids.device), cache, start, block.length)
-    ours, plain_at = [last], [11, 8]
-    for step in range(3):
-        positions = torch.tensor([12 + step, 9 + step], device=ids.device)
-        ours.append(decode(model, slots, ids[positions], positions, 12 + step))
-        plain_at += positions.tolist()
+    ids = torch.randint(config.vocab_size, (length + 4,), generator=generator).to(model.device)
+    ours, at = _engine_logits(model, ids, (length, length - 3))
     model.set_attn_implementation("eager")
     try:
-        plain = model(ids[None], use_cache=False).logits[0, plain_at].float()
+        plain = model(ids[None], use_cache=False).logits[0, at].float()
     finally:
         model.set_attn_implementation(ATTENTION)
-    error = ((torch.cat(ours).float() - plain).std() / plain.std()).item()
+    error = ((ours.float() - plain).std() / plain.std()).item()
     allowed = TOLERANCE[model.dtype]
     if not error <= allowed:
         raise ModelError(
             f"{type(model).__name__}: logits of the native engine differ from the model's own forward pass by "
             f"{error:.2g} of their spread; accepted for {model.dtype}: up to {allowed}"
         )
+
+
+def _engine_logits(model: Any, ids: Tensor, lengths: tuple[int, int]) -> tuple[Tensor, list[int]]:
+    """Two prompts that begin as ``ids`` does, then three steps of three rows, two of which share the first prompt ->
+    logits [2 + 9, V], the token of ``ids`` that each belongs to."""
+    prompts = [ids[:length].tolist() for length in lengths]
+    layout = PackedLayout([Block(length) for length in lengths], model.device)
+    cache, last = prefill(model, prompts, layout)
+    slots = SlotCache(3, STEP, max(lengths))
+    for number, start in enumerate((0, lengths[0])):
+        slots.admit_prompt(number, cache, start, lengths[number])
+    place, members, prompt = (
+        ids.new_tensor(x) for x in ([0, 2, 1], [0, 2, 1, 0], [lengths[0], lengths[1], lengths[0]])
+    )
+    logits, at = [last], [length - 1 for length in lengths]
+    for count in range(3):
+        where = prompt + count
+        own = torch.full_like(prompt, count)
+        columns = (round_up(max(lengths)), STEP)
+        logits.append(decode(model, slots, Step(ids[where], own, prompt, place, members, 2, columns)))
+        at += where.tolist()
+    return torch.cat(logits), at

@@ -6,6 +6,8 @@ unit into a committed object and a small dict of facts. Nothing bulky passes thr
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import importlib
 import multiprocessing
 import os
@@ -90,11 +92,13 @@ class LocalEngine:
             self._pool.append(_Worker(max(1, (os.cpu_count() or 1) // self.workers), self._preload))
 
     def release(self) -> None:
-        """Forget what this process loaded for units, before something else needs the memory."""
+        """Forget what was loaded for units, here and in the worker processes, before something else needs the memory."""
         self._here = _Opened()
+        for worker in self._pool:
+            worker.forget()
 
     def close(self) -> None:
-        self.release()
+        self._here = _Opened()
         for worker in self._pool:
             worker.end()
         self._pool = []
@@ -144,6 +148,11 @@ class _Worker:
         self.unit = unit
         self.pipe.send_bytes(pickle.dumps((role, unit)))
 
+    def forget(self) -> None:
+        """Have it free what it loaded. A worker that died is found out by the next ``take``."""
+        with contextlib.suppress(BrokenPipeError):
+            self.pipe.send_bytes(pickle.dumps(None))
+
     def take(self) -> tuple[Unit, Facts]:
         """The result of the unit given last. Raises the worker's error, or SamplingError if the worker died."""
         assert self.unit is not None
@@ -186,9 +195,14 @@ def _serve_units(pipe: Connection) -> None:
     opened = _Opened()
     while True:
         try:
-            role, unit = pickle.loads(pipe.recv_bytes())
+            wanted = pickle.loads(pipe.recv_bytes())
         except EOFError:
             return
+        if wanted is None:
+            opened = _Opened()
+            gc.collect()
+            continue
+        role, unit = wanted
         facts: Facts = {}
         failure: Exception | None = None
         try:

@@ -102,6 +102,13 @@ class Judgments:
     def labelled(self) -> Iterator[tuple[Prompt, list[Response], Judgment, list[str]]]:
         """As iteration, with the group's label of each candidate."""
         for index in range(self.candidates.part.units):
-            judgments = {j.prompt_id: j for j in tables.read(Judgment, self.units.file(index))}
-            for prompt, answers, labels in self.candidates.labelled(index):
-                yield prompt, answers, judgments[prompt.id], labels
+            yield from self._labelled(index)
+
+    def unit(self, index: int) -> Iterator[Judged]:
+        """As iteration, of one unit."""
+        return ((prompt, answers, judgment) for prompt, answers, judgment, _ in self._labelled(index))
+
+    def _labelled(self, index: int) -> Iterator[tuple[Prompt, list[Response], Judgment, list[str]]]:
+        judgments = {j.prompt_id: j for j in tables.read(Judgment, self.units.file(index))}
+        for prompt, answers, labels in self.candidates.labelled(index):
+            yield prompt, answers, judgments[prompt.id], labels

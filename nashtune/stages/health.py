@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nashtune.errors import OracleError, StoreError
+from nashtune.judging.agreement import Drift
 from nashtune.judging.health import JudgeHealth, examine
 from nashtune.records import Judgment, Response
 from nashtune.run import Run, Stage
+from nashtune.stages.anchors import anchor_drift
 from nashtune.stages.candidates import Judgments, Units
 from nashtune.store import tables
 
@@ -28,12 +30,19 @@ class StageHealth:
 def health_of(run: Run, judgments: Judgments) -> JudgeHealth:
     """The health of a judging stage whose units are all committed."""
     candidates, units = judgments.candidates, judgments.units
-    anchors = None
-    if candidates.validation and candidates.iteration and run.stage(0, "validate-judge").file.exists():
-        first = _committed(run.stage(0, "validate-judge"))
-        now = [units.file(index) for index in range(candidates.part.units)]
-        anchors = tables.stream(Judgment, first), tables.stream(Judgment, now)
+    now = [units.file(index) for index in range(candidates.part.units)]
+    anchors = _anchors(run, candidates.iteration, now) if candidates.validation else None
     return examine(((answers, judgment) for _, answers, judgment in judgments), run.recipe.health, anchors)
+
+
+def _anchors(run: Run, iteration: int, now: list[Path]) -> tuple[Iterator[Judgment], Iterator[Judgment]] | Drift | None:
+    """The iteration's anchors, where it judged any; else the answers that its held-out sets ``now`` share with the first."""
+    if found := anchor_drift(run, iteration):
+        moved, again = found
+        return moved and replace(moved, rejudged=again.mean_change if again else None)
+    if not iteration or not run.stage(0, "validate-judge").file.exists():
+        return None
+    return tables.stream(Judgment, run.stage(0, "validate-judge").committed()), tables.stream(Judgment, now)
 
 
 def stop_on_alarm(run: Run, stage: Stage, judgments: Judgments) -> None:
@@ -74,9 +83,7 @@ def _has_judge(stage: Stage) -> bool:
 
 def _health_on_disk(run: Run, iteration: int, name: str) -> JudgeHealth:
     stage = run.stage(iteration, name)
-    anchors = None
-    if name == "validate-judge" and iteration and run.stage(0, name).file.exists():
-        anchors = tables.stream(Judgment, _committed(run.stage(0, name))), tables.stream(Judgment, _committed(stage))
+    anchors = _anchors(run, iteration, stage.committed()) if name == "validate-judge" else None
     return examine(_judged(run, iteration, stage), run.recipe.health, anchors)
 
 
@@ -85,17 +92,12 @@ def _judged(run: Run, iteration: int, stage: Stage) -> Iterator[tuple[list[Respo
     if stage.name == "judge":
         places = [(iteration, "sample"), (iteration, "teacher")]
     else:
-        places = [(t, "validate-sample") for t in sorted({0, max(0, iteration - 1), iteration})]
+        places = [(t, "validate-sample") for t in range(iteration + 1)]
         places.append((0, "validate-teacher"))
     answered = [Units(s.folder, s.record()["key"]) for t, name in places if (s := run.stage(t, name)).file.exists()]
-    for index, file in enumerate(_committed(stage)):
+    for index, file in enumerate(stage.committed()):
         answers = {r.id: r for units in answered for r in tables.read(Response, units.file(index))}
         for judgment in tables.read(Judgment, file):
             if missing := [i for i in judgment.response_ids if i not in answers]:
                 raise StoreError(f"{file}: the answer {missing[0]} that was judged is in none of {places}")
             yield [answers[i] for i in judgment.response_ids], judgment
-
-
-def _committed(stage: Stage) -> list[Path]:
-    """The units of a finished stage, in order of the input."""
-    return sorted(stage.folder.glob(f"*-{stage.record()['key']}.parquet"))

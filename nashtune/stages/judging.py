@@ -19,6 +19,7 @@ from nashtune.stages.health import health_of, stop_on_alarm
 from nashtune.stages.work import finish, once, oracle_identity, resources_of, stage_units, unit_progress
 from nashtune.store import tables
 from nashtune.store.files import create_once
+from nashtune.summaries import called
 from nashtune.together import together
 
 UNITS_AT_ONCE = 4
@@ -59,7 +60,7 @@ def _judge_all(run: Run, stage: Stage, candidates: Candidates, units: Units) -> 
     todo = [unit for unit in work if not unit.target.exists()]
     if todo:
         check_endpoints(run, candidates.iteration, run.recipe.judge(validation=candidates.validation))
-    title = f"iteration {candidates.iteration}: {stage.name}"
+    title = f"{called(candidates.iteration)}: {stage.name}"
     with stage.clock() as tick, unit_progress(title, work, part) as advance:
 
         def done(count: int) -> None:

@@ -17,6 +17,7 @@ from nashtune.stages.candidates import Group, PromptPart, Units
 from nashtune.stages.work import once, policy_of, run_units, stage_units
 from nashtune.store import tables
 from nashtune.store.files import create_once
+from nashtune.summaries import called
 
 
 def draw(run: Run, iteration: int, name: str, part: PromptPart, policy: int, purpose: str, n: int, label: str) -> Group:
@@ -44,7 +45,7 @@ def drawing(
     role = _sampler(run, policy, purpose, n, mixed)
     inputs = (part.fingerprint, role.identity())
     units = stage_units(stage, inputs)
-    title = f"iteration {iteration}: {name}"
+    title = f"{called(iteration)}: {name}"
     scores, score = _scoring(run, iteration, f"{name}-scores", part, units, role.is_initial)
 
     def sample(watch: Callable[[], str]) -> None:
@@ -154,7 +155,7 @@ def _scoring(
     units = stage_units(stage, inputs)
 
     def make() -> dict[str, Any]:
-        run_units(run, f"iteration {iteration}: {name}", stage, role, part, units, beside=responses)
+        run_units(run, f"{called(iteration)}: {name}", stage, role, part, units, beside=responses)
         return {}
 
     return units, lambda: once(stage, inputs, make)

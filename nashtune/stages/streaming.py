@@ -1,17 +1,19 @@
-"""Judging that begins with the first finished unit of samples, not after the last."""
+"""Judging that begins with the first finished unit of samples, not after the last; and what can follow it at once."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from nashtune import recipe
 from nashtune.judging.registry import judges_in_batches, parts_of
+from nashtune.progress import progress
 from nashtune.run import Run
 from nashtune.scale.local import Unit
-from nashtune.stages.candidates import Candidates
+from nashtune.stages.ahead import Ahead
+from nashtune.stages.candidates import Candidates, Judgments
 from nashtune.stages.endpoints import check_endpoints
 from nashtune.stages.judging import judge_stage, judge_units
 
@@ -28,7 +30,8 @@ def judged_alongside(run: Run, candidates: Candidates) -> Iterator[Watch]:
     """While the body samples the last group of ``candidates``, judge what is complete; ends when all is judged.
 
     It only commits the judging stage's units, the same as judging afterwards would; the stage itself is recorded by
-    ``judge``. An error in the body stops it, once the calls in flight have their replies.
+    ``judge``. Of training sets the pairs are made as well, and the trainer makes a head start once the sampler has done. An
+    error in the body, or Ctrl-C, stops it, once the calls in flight have their replies.
     """
     if not _worthwhile(run, candidates):
         yield lambda: ""
@@ -38,26 +41,39 @@ def judged_alongside(run: Run, candidates: Candidates) -> Iterator[Watch]:
     judging.thread.start()
     try:
         yield judging.watch
+        judging.follow()
     except BaseException:  # Ctrl-C too: the thread must not go on alone
         judging.abandoned.set()
         judging.thread.join()
         raise
-    judging.thread.join()
     judging.watch()
 
 
 def _worthwhile(run: Run, candidates: Candidates) -> bool:
-    """Whether the judge mostly waits for a server, and has not judged already."""
-    section = run.recipe.judge(validation=candidates.validation)
-    if section is None:
+    """Whether there is a judge to be waited for, that has not judged already."""
+    if not judges_alongside(run, validation=candidates.validation):
         return False
-    parts = list(parts_of(section))
     stage, _, units = judge_stage(run, candidates)
     todo = not all(units.file(index).exists() for index in range(candidates.part.units))
-    served = any(hasattr(part, "engine") or isinstance(part, recipe.PeopleOracle) for part in parts)
+    return todo and not stage.file.exists()
+
+
+def judges_alongside(run: Run, *, validation: bool) -> bool:
+    """Whether the judge mostly waits for a server, so that it can work beside the sampler."""
+    section = run.recipe.judge(validation=validation)
+    if section is None or not run.recipe.scale.overlap:
+        return False
+    parts = list(parts_of(section))
+    served = any(_is_waited_for(part) for part in parts)
     served &= not any(isinstance(part, LOCAL) for part in parts)
     served &= not judges_in_batches(section)  # one batch of all is better than one for each unit
-    return served and todo and not stage.file.exists() and run.recipe.scale.overlap
+    return served
+
+
+def _is_waited_for(part: recipe.Oracle) -> bool:
+    if isinstance(part, recipe.ScriptedOracle):
+        return part.latency_s > 0
+    return hasattr(part, "engine") or isinstance(part, recipe.PeopleOracle)
 
 
 class _Abandoned(Exception):
@@ -67,6 +83,9 @@ class _Abandoned(Exception):
 class _Alongside:
     def __init__(self, run: Run, candidates: Candidates):
         self.run, self.candidates = run, candidates
+        stage, _, units = judge_stage(run, candidates)
+        self.title = f"iteration {candidates.iteration}: {stage.name}"
+        self.ahead = None if candidates.validation else Ahead(run, Judgments(candidates, units))
         self.abandoned = threading.Event()
         self.error: Exception | None = None
         self.judged = 0
@@ -75,7 +94,24 @@ class _Alongside:
     def watch(self) -> str:
         if self.error is not None:
             raise self.error
+        while self.ahead is not None and self.ahead.pairs():
+            pass
         return f"{self.judged} judged" if self.judged else ""
+
+    def follow(self) -> None:
+        """All is sampled: wait for the judge, doing beside it what comes next. What it leaves undone the next stages do."""
+        left = self.candidates.part.prompts - self.judged
+        with progress(self.title, left, "prompts") if left else nullcontext(lambda number, note="": None) as advance:
+            shown = self.judged
+            while self.thread.is_alive():
+                busy = self.ahead is not None and self.ahead.step()
+                advance(self.judged - shown, "")
+                shown = self.judged
+                if not busy:
+                    self.thread.join(POLL_SECONDS)
+            advance(self.judged - shown, "")
+        if self.ahead is not None and self.error is None:
+            self.ahead.leave()
 
     def _work(self) -> None:
         try:
@@ -103,7 +139,9 @@ class _Alongside:
         """Wait until all answers to the unit's prompts are committed."""
         groups = self.candidates.groups
         files = [units.file(unit.index) for g in groups for units in (g.responses, g.logprobs) if units is not None]
-        while not all(file.exists() for file in files):
+        while True:
             if self.abandoned.is_set():
                 raise _Abandoned
+            if all(file.exists() for file in files):
+                return
             await asyncio.sleep(POLL_SECONDS)

@@ -19,7 +19,7 @@ from nashtune.stages.candidates import Candidates, Group, PromptPart, Units
 from nashtune.stages.endpoints import check_endpoints
 from nashtune.stages.prepare import prompt_part
 from nashtune.stages.sampling import draw, drawing, response_facts, scores_under_initial
-from nashtune.stages.streaming import judged_alongside
+from nashtune.stages.streaming import judged_alongside, judges_alongside
 from nashtune.stages.work import (
     finish,
     initial_fingerprint,
@@ -43,7 +43,8 @@ def sample(run: Run, iteration: int) -> Candidates:
     """K answers of policy pi_t-1 (or of pi_0, if the recipe says so) to iteration t's prompts, with the teacher's: the
     candidate sets to be judged.
 
-    The teacher answers first, so that a judge behind a server can begin with the first finished unit of samples.
+    The teacher answers first, so that a judge behind a server can begin with the first finished unit of samples; where
+    nobody waits for that, the policy does, which validation has just loaded.
     """
     part = prompt_part(run, iteration)
     sampler = 0 if run.recipe.sampling.policy == "initial" else iteration - 1
@@ -51,6 +52,8 @@ def sample(run: Run, iteration: int) -> Candidates:
     students, draw_them = drawing(
         run, iteration, "sample", part, sampler, f"train-{iteration}", k, "student", mixed=True
     )
+    if not judges_alongside(run, validation=False):
+        draw_them(lambda: "")
     teacher = teacher_group(run, iteration, "teacher", part)
     candidates = Candidates(iteration, part, (students, teacher) if teacher else (students,))
     with judged_alongside(run, candidates) as watch:

@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
-from datetime import date
+from dataclasses import replace
 from statistics import quantiles
 from typing import Any
 
+from nashtune.evaluate.improvement import eta_of, improvement_bound
 from nashtune.evaluate.winrate import Labelled, contest, mean_measure, mean_score
 from nashtune.records import Interval, IterationSummary
-from nashtune.report.card import CardInput, model_card
 from nashtune.run import Run
+from nashtune.stages.anchors import judge_anchors
 from nashtune.stages.candidates import Candidates, PromptPart
+from nashtune.stages.divergence import kl_from_previous
+from nashtune.stages.export import export
 from nashtune.stages.judging import judge
+from nashtune.stages.payoffs import payoffs_of
 from nashtune.stages.prepare import validation_part
 from nashtune.stages.sampling import draw, drawing
 from nashtune.stages.streaming import judged_alongside
 from nashtune.stages.teacher import teacher_group
-from nashtune.stages.work import policy_of
+from nashtune.summaries import AVERAGE, column_name
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 def validate(run: Run, iteration: int) -> IterationSummary:
-    """Judge policy ``iteration`` on the held-out prompts against the initial policy, the previous one and the teacher,
-    all in one candidate set per prompt; record the iteration's row."""
-    judgments = judge(run, held_out(run, iteration))
+    """Judge policy ``iteration`` (or the AVERAGE) on the held-out prompts against the initial policy, the previous one and the
+    teacher, all in one candidate set per prompt; measure how far it moved; record its row and export the best so far."""
+    candidates = held_out(run, iteration)
+    if run.recipe.health.anchors and iteration != AVERAGE:
+        judge_anchors(run, iteration, held_out(run, 0) if iteration else candidates)
+    judgments = judge(run, candidates)
     rows: list[Labelled] = []
     words: list[int] = []
     unusable = 0
@@ -34,9 +40,12 @@ def validate(run: Run, iteration: int) -> IterationSummary:
         rows.append((judgment, labels))
         unusable += judgment.outcome != "ok"
         words += [len(a.text.split()) for a, label in zip(answers, labels, strict=True) if label == "policy"]
+    kl = kl_from_previous(run, iteration)
     summary = IterationSummary(
         iteration=iteration,
-        **_contests(rows, iteration, run.recipe.validate_.confidence),
+        kl_from_previous=kl,
+        improvement_bound=improvement_bound(kl, eta_of(run.recipe)),
+        **_contests(rows, _place(run, iteration), run.recipe.validate_.confidence),
         satisfied=mean_measure(rows, "satisfied"),
         good=mean_measure(rows, "good"),
         satisfied_and_good=mean_measure(rows, "satisfied_and_good"),
@@ -46,16 +55,24 @@ def validate(run: Run, iteration: int) -> IterationSummary:
         unusable_judgments=unusable,
         **_from_records(run, iteration),
     )
+    summary = _with_payoffs(run, summary)
     run.record(summary)
-    export_best(run)
+    export(run)
     return summary
+
+
+def _with_payoffs(run: Run, summary: IterationSummary) -> IterationSummary:
+    """With the game between the policies so far, in which the last is this one."""
+    best = run.best_of([*run.summaries(), *([] if summary.iteration == AVERAGE else [summary])])
+    found = payoffs_of(run, summary.iteration, best.iteration if best else None)
+    return replace(summary, payoffs=found, exploitability=found.exploitability.get("last") if found else None)
 
 
 def held_out(run: Run, iteration: int) -> Candidates:
     """The held-out candidate sets of an iteration: its policy's answers and those it is compared with."""
     part = validation_part(run)
-    rivals = run.recipe.rivals(iteration)
-    groups = [draw(*_answers(run, rival, "previous" if rival else "initial")) for rival in rivals]
+    rivals = run.recipe.rivals(_place(run, iteration))
+    groups = [draw(*_answers(run, rival, _label(rival, rivals))) for rival in rivals]
     if teacher := teacher_group(run, 0, "validate-teacher", part):
         groups.append(teacher)
     policy, draw_it = drawing(*_answers(run, iteration, "policy"))
@@ -65,20 +82,31 @@ def held_out(run: Run, iteration: int) -> Candidates:
     return candidates
 
 
+def _place(run: Run, iteration: int) -> int:
+    """Where a policy comes in the run: the average, after all iterations."""
+    return run.recipe.iterations + 1 if iteration == AVERAGE else iteration
+
+
+def _label(rival: int, rivals: list[int]) -> str:
+    if rival == 0:
+        return "initial"
+    return "previous" if rival == rivals[-1] else column_name(rival)
+
+
 def _answers(run: Run, iteration: int, label: str) -> tuple[Run, int, str, PromptPart, int, str, int, str]:
     """Every policy answers the held-out prompts with the same random streams, which narrows the comparison's noise."""
     k = run.recipe.validate_.k
     return run, iteration, "validate-sample", validation_part(run), iteration, "validate", k, label
 
 
-def _contests(rows: list[Labelled], iteration: int, confidence: float) -> dict[str, Interval | None]:
+def _contests(rows: list[Labelled], place: int, confidence: float) -> dict[str, Interval | None]:
     def against(label: str) -> Interval | None:
         return contest(rows, "policy", label).interval(confidence)
 
-    initial = against("initial") if iteration else None
+    initial = against("initial") if place else None
     return {
         "win_rate_vs_initial": initial,
-        "win_rate_vs_previous": against("previous") if iteration >= 2 else initial,
+        "win_rate_vs_previous": against("previous") if place >= 2 else initial,
         "win_rate_vs_teacher": against("teacher"),
     }
 
@@ -97,7 +125,7 @@ def _from_records(run: Run, iteration: int) -> dict[str, Any]:
     facts = {name: record["facts"] for name, record in records.items()}
     pairs, trained = facts.get("pairs", {}), facts.get("train", {})
     tokens = {name: found["tokens"] for name, found in facts.items() if "tokens" in found}
-    for name in ("judge", "validate-judge"):
+    for name in ("judge", "validate-judge", "anchor-judge"):
         if spent := sum(facts.get(name, {}).get(key, 0) for key in ("prompt_tokens", "completion_tokens")):
             tokens[name] = spent
     costs = [c for found in facts.values() if (c := found.get("cost_usd")) is not None]
@@ -114,24 +142,3 @@ def _from_records(run: Run, iteration: int) -> dict[str, Any]:
         "seconds": {name: record["seconds"] for name, record in records.items()},
         "cost_usd": sum(costs) if costs else None,
     }
-
-
-def export_best(run: Run) -> None:
-    """Put the best policy so far into ``best/``: an ordinary transformers folder with a model card."""
-    best = run.best()
-    if best is None or run.recipe.sampling.engine == "scripted":
-        return
-    source = policy_of(run, best.iteration).folder
-    target, partial = run.folder / "best", run.folder / ".best.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    for file in source.iterdir():
-        if file.is_file() and file.name != "README.md":
-            try:
-                (partial / file.name).hardlink_to(file.resolve())
-            except OSError:  # another file system
-                shutil.copy2(file, partial / file.name)
-    card = CardInput(run.recipe.name, date.today().isoformat(), run.recipe.resolved(), run.summaries(), best.iteration)
-    (partial / "README.md").write_text(model_card(card), encoding="utf-8")
-    shutil.rmtree(target, ignore_errors=True)
-    partial.rename(target)

@@ -19,6 +19,7 @@ from nashtune.records import Policy
 from nashtune.run import Run, Stage
 from nashtune.scale.local import LocalEngine, Role, Unit
 from nashtune.stages.candidates import PromptPart, Units
+from nashtune.summaries import AVERAGE, called
 
 if TYPE_CHECKING:
     from nashtune.judging.dispatch import Payer
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
+HEAD_START = "head start"
+"""Where what was done early for training is left."""
 
 
 def stage_units(stage: Stage, inputs: Sequence[Any]) -> Units:
@@ -48,24 +51,31 @@ def warm_up(run: Run) -> None:
 
 
 def policy_of(run: Run, iteration: int) -> Policy:
-    """Policy pi_t of the run: 0 is the recipe's model, t > 0 what iteration t trained. Raises StoreError where its weights
-    were removed."""
+    """Policy pi_t of the run: 0 is the recipe's model, t > 0 what iteration t trained, AVERAGE the mean of those. Raises
+    StoreError where its weights were removed."""
     if iteration == 0:
         from nashtune.model.loading import find_policy
 
         return run.resource("initial policy", lambda: find_policy(run.recipe.policy))
-    record = run.stage(iteration, "train").record()
-    folder = run.iteration_folder(iteration) / "policy"
+    average = iteration == AVERAGE
+    record = run.stage(iteration, "weights" if average else "train").record()
+    folder, name = run.iteration_folder(iteration) / "policy", "average" if average else str(iteration)
     if not folder.is_dir():
         folder = _kept_as_best(run, iteration)
-    return Policy(folder, record["output"], f"{run.recipe.name}-{iteration}", run.recipe.policy.trust_remote_code)
+    return Policy(folder, record["output"], f"{run.recipe.name}-{name}", run.recipe.policy.trust_remote_code)
+
+
+def judging_policy(run: Run, iteration: int) -> Policy:
+    """The policy that judges itself in an iteration, pi_t-1; the average is judged as the last iteration was."""
+    last = run.recipe.iterations if iteration == AVERAGE else iteration
+    return policy_of(run, max(0, last - 1))
 
 
 def _kept_as_best(run: Run, iteration: int) -> Path:
     """Where the weights of a finished iteration still are once its own folder was removed (a lab with ``keep: best``)."""
-    best = run.best()
-    if best is None or best.iteration != iteration or not (run.folder / "best").is_dir():
-        kept = f"; of this run, best/ holds iteration {best.iteration}" if best else ""
+    holds = run.held_in_best()
+    if holds != iteration:
+        kept = "" if holds is None else f"; of this run, best/ holds {called(holds)}"
         raise StoreError(f"{run.iteration_folder(iteration) / 'policy'}: missing, its weights were removed{kept}")
     return run.folder / "best"
 
@@ -94,7 +104,7 @@ def resources_of(run: Run, iteration: int) -> Resources:
     return Resources(
         ledger=lambda: ledger_of(run),
         payer=lambda: payer_of(run, iteration),
-        policy=lambda: policy_of(run, max(0, iteration - 1)),
+        policy=lambda: judging_policy(run, iteration),
     )
 
 
@@ -103,7 +113,7 @@ def oracle_identity(run: Run, section: Oracle, iteration: int) -> Any:
     from nashtune.judging.registry import parts_of
 
     if any(isinstance(part, SelfOracle) for part in parts_of(section)):
-        return [identity(section), policy_of(run, max(0, iteration - 1)).fingerprint]
+        return [identity(section), judging_policy(run, iteration).fingerprint]
     return identity(section)
 
 
@@ -127,6 +137,7 @@ def run_units(
     work = [
         Unit(index, part.file, units.file(index), beside.file(index) if beside else None) for index in range(part.units)
     ]
+    run.take(HEAD_START)  # a model that nobody came for; another is about to be loaded
     with stage.clock() as tick, unit_progress(title, work, part) as advance:
         tokens = 0.0
         for _, facts in engine_of(run).run(role, work):

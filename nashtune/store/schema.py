@@ -13,6 +13,8 @@ APPLICATION_ID = 0x6E617368  # "nash", in the file's header: tells a ledger from
 SCHEMA_VERSION = 2
 BUSY_SECONDS = 60.0
 
+# Token counts that no honest server sends (none, text, below zero, a prompt of 0) count as unknown, and the attempt then at its
+# worst case: a budget must not grow by a reply.
 # The derived columns stand before `reply`: SQLite then sums them without walking through the long replies.
 SCHEMA = """
 CREATE TABLE calls (
@@ -35,11 +37,15 @@ CREATE TABLE attempts (
     cached_price REAL NOT NULL,
     output_price REAL NOT NULL,
     model TEXT AS (CASE WHEN json_valid(reply) THEN json_extract(reply, '$.model') END) STORED,
-    prompt_tokens INTEGER AS (CASE WHEN json_valid(reply) THEN json_extract(reply, '$.usage.prompt_tokens') END) STORED,
-    cached_tokens INTEGER AS
-        (CASE WHEN json_valid(reply) THEN json_extract(reply, '$.usage.prompt_tokens_details.cached_tokens') END) STORED,
-    completion_tokens INTEGER
-        AS (CASE WHEN json_valid(reply) THEN json_extract(reply, '$.usage.completion_tokens') END) STORED,
+    prompt_tokens INTEGER AS (CASE WHEN json_valid(reply) AND json_type(reply, '$.usage.prompt_tokens') = 'integer'
+        AND json_extract(reply, '$.usage.prompt_tokens') > 0 THEN json_extract(reply, '$.usage.prompt_tokens') END) STORED,
+    cached_tokens INTEGER AS (CASE WHEN json_valid(reply)
+        AND json_type(reply, '$.usage.prompt_tokens_details.cached_tokens') = 'integer'
+        AND json_extract(reply, '$.usage.prompt_tokens_details.cached_tokens') BETWEEN 0 AND prompt_tokens
+        THEN json_extract(reply, '$.usage.prompt_tokens_details.cached_tokens') END) STORED,
+    completion_tokens INTEGER AS (CASE WHEN json_valid(reply) AND json_type(reply, '$.usage.completion_tokens') = 'integer'
+        AND json_extract(reply, '$.usage.completion_tokens') >= 0
+        THEN json_extract(reply, '$.usage.completion_tokens') END) STORED,
     cost REAL AS ((prompt_tokens - coalesce(cached_tokens, 0)) * input_price + coalesce(cached_tokens, 0) * cached_price
         + completion_tokens * output_price) STORED,
     spent REAL AS (coalesce(cost, exposure)) STORED,

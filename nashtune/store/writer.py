@@ -7,10 +7,11 @@ import sqlite3
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from nashtune.errors import BudgetError, StoreError
+from nashtune.errors import StoreError
 from nashtune.store import schema
 
 WRITES_TOGETHER = 256
@@ -42,8 +43,9 @@ class Writer:
         self._closed = False
 
     def write(self, apply: Callable[[sqlite3.Connection], T]) -> Future[T]:
-        """A future that is done when the change is on disk. It must not touch the transaction. A StoreError, BudgetError or
-        IntegrityError of ``apply`` undoes that change alone. Raises StoreError where the writer is closed."""
+        """A future that is done when the change is on disk. It must not touch the transaction. What ``apply`` raises undoes
+        that change alone and becomes the future's, but for SQLite's own faults (a full disk, a damaged file): those fail all
+        that waited together, as a StoreError. Raises StoreError where the writer is closed."""
         if self._closed:
             raise StoreError(f"{self._path}: the ledger is closed")
         write = _Write(apply)
@@ -64,8 +66,12 @@ class Writer:
             self._thread.join()
 
     def _serve(self) -> None:
-        db = schema.connect(self._path)
-        db.execute("PRAGMA synchronous = FULL")
+        try:
+            db = self._connect()
+        except StoreError as error:  # the file was there a moment ago; whoever writes hears of it
+            while (write := self._queue.get()) is not None:
+                write.future.set_exception(error)
+            return
         last = False
         while not last:
             writes = [self._queue.get()]
@@ -78,6 +84,12 @@ class Writer:
             self._commit(db, [w for w in writes if w is not None])
         db.close()
 
+    def _connect(self) -> sqlite3.Connection:
+        db = schema.connect(self._path)
+        with schema.errors_named(self._path):
+            db.execute("PRAGMA synchronous = FULL")
+        return db
+
     def _commit(self, db: sqlite3.Connection, writes: list[_Write]) -> None:
         """Apply ``writes`` in one transaction; one that fails is undone alone."""
         failed: dict[int, BaseException] = {}
@@ -87,15 +99,18 @@ class Writer:
                 db.execute("SAVEPOINT one")
                 try:
                     write.outcome = write.apply(db)
-                except (StoreError, BudgetError, sqlite3.IntegrityError) as error:
+                except Exception as error:  # whoever waits for the write raises it
+                    if isinstance(error, sqlite3.Error) and not isinstance(error, sqlite3.IntegrityError):
+                        raise
                     db.execute("ROLLBACK TO one")
                     self._undone()
                     failed[number] = error
                 db.execute("RELEASE one")
             db.execute("COMMIT")
         except sqlite3.Error as error:
-            if db.in_transaction:  # SQLite rolls back by itself on some errors (a full disk)
-                db.execute("ROLLBACK")
+            with suppress(sqlite3.Error):
+                if db.in_transaction:  # SQLite rolls back by itself on some errors (a full disk)
+                    db.execute("ROLLBACK")
             self._undone()
             whole = StoreError(f"{self._path}: ledger: {error}")
             failed = dict.fromkeys(range(len(writes)), whole)

@@ -12,7 +12,7 @@ from pathlib import Path
 from nashtune.errors import TrainingError
 from nashtune.model.loading import fingerprint
 from nashtune.objectives import WORDS
-from nashtune.recipe import ObjectiveSection, TrainSection
+from nashtune.recipe import ObjectiveSection, TrainSection, uncounted
 from nashtune.records import Policy
 from nashtune.seeds import content_hash
 from nashtune.store.files import read_json
@@ -36,10 +36,6 @@ class TrainJob:
     folder: Path
     output: Path
 
-    def is_policy(self, reference: str) -> bool:
-        """Whether a reference is the policy itself, so that its log-probs come from the very model that is trained."""
-        return self.references[reference].fingerprint == self.policy.fingerprint
-
     def key(self) -> str:
         """Hash of everything that decides the result (on one kind of machine)."""
         digest = hashlib.sha256()
@@ -48,7 +44,8 @@ class TrainJob:
             digest.update(repr((pair.id, *rates, pair.score_chosen, pair.score_rejected)).encode())
             for ids in (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids):
                 digest.update(array("q", [len(ids), *ids]).tobytes())
-        sections = self.objective.model_dump(), self.train.model_dump(exclude={"checkpoint_steps", "learning_rate"})
+        train = self.train.model_dump(exclude={**uncounted(self.train), "learning_rate": True})
+        sections = self.objective.model_dump(), train
         policies = self.policy.fingerprint, {name: policy.fingerprint for name, policy in self.references.items()}
         return content_hash(digest.hexdigest(), sections, policies, self.learning_rate, self.seed, self.iteration)
 

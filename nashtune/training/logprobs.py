@@ -1,18 +1,15 @@
 """Log-probs of answers under a model, without ever holding the logits of all tokens.
 
 Shift, mask and sum of answers live here and in ``packing.pack`` alone.
-Legend: T answer tokens, d hidden size, V vocabulary.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from nashtune.errors import ModelError, TrainingError
@@ -20,106 +17,28 @@ from nashtune.model.attention import Block, PackedLayout
 from nashtune.model.loading import load_model
 from nashtune.records import Policy
 from nashtune.training.packing import Answers, PackedBatch, fill, input_tokens, pack
-
-CHUNK_BYTES = {"cpu": 1 << 26, "cuda": 1 << 29}
-"""fp32 logits held at once; about 2.5 times as much is needed while they turn into gradients."""
+from nashtune.training.vocabulary import NOTHING_KEPT, Ends, Head, embedded, token_logprobs
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
-    """How hidden states become logits: cap * tanh(scale * h W^T / cap), or scale * h W^T where ``softcap`` is None."""
-
-    weight: nn.Parameter
-    """[V, d]"""
-    scale: float
-    softcap: float | None
-
-    @staticmethod
-    def of(model: PreTrainedModel) -> Head:
-        """Raises ModelError where the output layer is not a plain linear map."""
-        layer = model.get_output_embeddings()
-        if type(layer) is not nn.Linear or layer.bias is not None:
-            raise ModelError(
-                f"{type(model).__name__}: its output layer is {layer}; accepted: a Linear without bias or adapter"
-            )
-        config = model.config.get_text_config()
-        scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
-        return Head(layer.weight, float(scale), getattr(config, "final_logit_softcapping", None))  # type: ignore[arg-type]
-
-    def chunk(self) -> int:
-        """Tokens whose logits are computed at once; depends on V and the kind of device alone, so results repeat."""
-        budget = CHUNK_BYTES.get(self.weight.device.type, CHUNK_BYTES["cpu"])
-        return max(16, budget // (4 * self.weight.shape[0]))
-
-
-class _TokenLogProbs(torch.autograd.Function):
-    """log softmax(logits)[target] per token; logits exist one chunk at a time and are made again in backward."""
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, head: Head, dtype: torch.dtype) -> Tensor:
-        """hidden [T, d], weight [V, d], targets [T] -> [T] fp32; matrix products in ``dtype``."""
-        states, matrix = hidden.to(dtype), weight.to(dtype)
-        normalizers, out = (torch.empty(len(targets), dtype=torch.float32, device=hidden.device) for _ in range(2))
-        for rows in _chunks(len(targets), head.chunk()):
-            logits = _logits(states[rows], matrix, head)
-            normalizers[rows] = torch.logsumexp(logits, -1)
-            out[rows] = logits.gather(1, targets[rows, None])[:, 0] - normalizers[rows]
-        ctx.save_for_backward(states, weight, targets, normalizers)
-        ctx.head, ctx.hidden_dtype = head, hidden.dtype
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        (grad,) = grads
-        states, weight, targets, normalizers = ctx.saved_tensors
-        head, matrix = ctx.head, weight.to(states.dtype)
-        d_hidden = torch.empty_like(states, dtype=ctx.hidden_dtype)
-        d_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        for rows in _chunks(len(targets), head.chunk()):
-            logits = _logits(states[rows], matrix, head)
-            slope = None if head.softcap is None else 1 - (logits / head.softcap) ** 2
-            # d log p(target) / d logits = onehot(target) - softmax
-            d_logits = logits.sub_(normalizers[rows, None]).exp_().mul_(-grad[rows, None])
-            d_logits.scatter_add_(1, targets[rows, None], grad[rows, None])
-            if slope is not None:
-                d_logits.mul_(slope)
-            if head.scale != 1:
-                d_logits.mul_(head.scale)
-            d_logits = d_logits.to(states.dtype)
-            d_hidden[rows] = d_logits @ matrix
-            if d_weight is not None:
-                d_weight += d_logits.t() @ states[rows]
-        return d_hidden, None if d_weight is None else d_weight.to(weight.dtype), None, None, None
-
-
-def _chunks(length: int, size: int) -> Iterable[slice]:
-    return (slice(start, start + size) for start in range(0, length, size))
-
-
-def _logits(states: Tensor, matrix: Tensor, head: Head) -> Tensor:
-    logits = (states @ matrix.t()).float()
-    if head.scale != 1:
-        logits.mul_(head.scale)
-    if head.softcap is not None:
-        logits.div_(head.softcap).tanh_().mul_(head.softcap)
-    return logits
-
-
-def response_logprobs(model: PreTrainedModel, batch: PackedBatch, autocast: torch.dtype | None = None) -> Tensor:
+def response_logprobs(
+    model: PreTrainedModel, batch: PackedBatch, autocast: torch.dtype | None = None, ends: Ends = NOTHING_KEPT
+) -> Tensor:
     """log p(answer | prompt) of every answer in ``batch``, summed over its tokens in fp32 [batch.responses].
 
-    ``autocast`` is the dtype of matrix products where it differs from the weights'.
+    ``autocast`` is the dtype of matrix products where it differs from the weights'; ``ends`` is what the model being
+    trained keeps between micro-batches.
     """
     head = Head.of(model)
-    device = head.weight.device.type
-    with torch.autocast(device, autocast) if autocast else contextlib.nullcontext():
+    vectors = embedded(model.get_input_embeddings(), batch.input_ids, ends)
+    inputs = {"input_ids": batch.input_ids} if vectors is None else {"inputs_embeds": vectors}
+    with torch.autocast(head.weight.device.type, autocast) if autocast else contextlib.nullcontext():
         hidden = model.get_decoder()(
-            input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, layout=batch.layout
+            **inputs, position_ids=batch.position_ids, use_cache=False, layout=batch.layout
         ).last_hidden_state[0]
     predicting = hidden.index_select(0, batch.predicting)
-    tokens = _TokenLogProbs.apply(predicting, head.weight, batch.targets, head, autocast or head.weight.dtype)
+    tokens = token_logprobs(predicting, batch.targets, head, autocast or head.weight.dtype, ends)
     sums = torch.zeros(batch.responses, dtype=torch.float32, device=hidden.device)
-    return sums.index_add(0, batch.segments, tokens)  # type: ignore[arg-type]
+    return sums.index_add(0, batch.segments, tokens)
 
 
 @torch.no_grad()

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from nashtune.errors import TrainingError
 from nashtune.recipe import TrainSection
 
 FUSED = {"cpu", "cuda"}
+MOMENTS = ("step", "exp_avg", "exp_avg_sq", "state1", "state2", "absmax1", "absmax2")
+"""What a checkpoint keeps of an optimizer's state: torch's names, and those of 8-bit moments."""
 
 
 def learning_rate(step: int, steps: int, peak: float, section: TrainSection) -> float:
@@ -34,11 +38,18 @@ class Optimizer:
     """Gradients are summed, clipped and applied in fp32, whatever dtype the model computes in.
 
     ``masters`` maps the name of each trained parameter to its fp32 values: the parameter itself where it is fp32.
+    ``copies`` are further (copy, original) tensors to renew after each step.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], masters: Mapping[str, Tensor], section: TrainSection):
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        masters: Mapping[str, Tensor],
+        section: TrainSection,
+        copies: Sequence[tuple[Tensor, Tensor]] = (),
+    ):
         self.masters: dict[str, Tensor] = {}
-        self._low: list[tuple[nn.Parameter, Tensor]] = []
+        self._low: list[tuple[Tensor, Tensor]] = list(copies)
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         for name, parameter in parameters.items():
             master = masters.get(name, parameter)
@@ -51,8 +62,7 @@ class Optimizer:
             {"params": [m for m in self.masters.values() if m.ndim > 1], "weight_decay": section.weight_decay},
             {"params": [m for m in self.masters.values() if m.ndim <= 1], "weight_decay": 0.0},
         ]
-        fused = next(iter(self.masters.values())).device.type in FUSED
-        self._adam = torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=section.betas, fused=fused)
+        self._adam = _adamw([g for g in groups if g["params"]], section)
         self._max_norm = section.max_grad_norm
 
     def clip(self) -> float:
@@ -78,7 +88,8 @@ class Optimizer:
         """Weights and moments by name, for a checkpoint."""
         tensors = {f"master.{name}": master.detach() for name, master in self.masters.items()}
         for name, master in self.masters.items():
-            tensors |= {f"{key}.{name}": value for key, value in self._adam.state.get(master, {}).items()}
+            moments = self._adam.state.get(master, {})
+            tensors |= {f"{key}.{name}": torch.as_tensor(moments[key]) for key in MOMENTS if key in moments}
         return tensors
 
     @torch.no_grad()
@@ -86,9 +97,13 @@ class Optimizer:
         """Take back what ``state`` gave; ``tensors`` reads one by name, ``names`` are those there are."""
         for name, master in self.masters.items():
             master.copy_(tensors(f"master.{name}"))
-            kept = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}.{name}" in names]
-            if kept:
-                self._adam.state[master] = {key: tensors(f"{key}.{name}").to(master.device) for key in kept}
+            kept = {key: tensors(f"{key}.{name}").to(master.device) for key in MOMENTS if f"{key}.{name}" in names}
+            if "state1" in kept:  # 8-bit moments: tables of the codes come with the state as the library makes it
+                kept["step"] = int(kept["step"])  # type: ignore[assignment]
+                self._adam.init_state(self._adam.param_groups[0], master, 0, 0)  # type: ignore[attr-defined]
+                self._adam.state[master].update(kept)
+            elif kept:
+                self._adam.state[master] = kept
         self._copy_to_low()
 
     def release(self) -> None:
@@ -97,6 +112,21 @@ class Optimizer:
             hook.remove()
         self._adam.zero_grad(set_to_none=True)
         self._adam.state.clear()
+
+
+def _adamw(groups: list[dict[str, Any]], section: TrainSection) -> torch.optim.Optimizer:
+    """Raises TrainingError where train.optimizer needs a package that is not there."""
+    if section.optimizer == "adamw_8bit":
+        try:
+            import bitsandbytes as bnb  # type: ignore[import-not-found]
+        except ImportError:
+            raise TrainingError(
+                "train.optimizer is 'adamw_8bit', which needs the bitsandbytes package; "
+                "`pip install 'nashtune[quantized]'`, or 'adamw'"
+            ) from None
+        return bnb.optim.AdamW8bit(groups, lr=0.0, betas=section.betas)
+    fused = groups[0]["params"][0].device.type in FUSED
+    return torch.optim.AdamW(groups, lr=0.0, betas=section.betas, fused=fused)
 
 
 def _add_to(master: Tensor) -> Callable[[Tensor], None]:

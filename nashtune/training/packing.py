@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from nashtune.model.attention import PackedLayout
+    from nashtune.model.attention import PackedKernel, PackedLayout
 
 Answers = tuple[Sequence[int], Sequence[Sequence[int]]]
 """A prompt's token ids, and those of each of its answers."""
@@ -81,12 +81,15 @@ def plan_steps(
     epochs: int,
     seed: int,
     sides: int = 2,
+    shuffle: bool = True,
     processes: int = 1,
 ) -> Plan:
     """A pure function of its arguments. Prompts are shuffled by a hash of (seed, ids of their pairs), and the pairs of a
     prompt stay together, so that ``share`` computes prompt and repeated answers once. The pairs are cut into batches of
     equal size (to one pair, at most ``batch_size``), each batch into micro-batches of prompts of similar cost and at most
     ``microbatch_tokens`` tokens (a costlier prompt is alone). Every epoch visits the same batches in its own order.
+
+    Without ``shuffle`` the pairs stay in their order and are cut by ``cuts_in_order``.
 
     ``processes`` changes no batch and no order. Where several share a batch it has as many micro-batches as they need to
     be busy to the end, and the costliest come first, so that every process's [rank::processes] is of like cost.
@@ -98,15 +101,13 @@ def plan_steps(
     ids = [pair.id for pair in pairs]
     if len(set(ids)) < len(ids):
         raise TrainingError(f"pair id {next(i for i in ids if ids.count(i) > 1)!r} occurs more than once")
-    rank = [(seed_for(seed, "pairs", name), name) for name in ids]
-    first: dict[tuple[int, ...], tuple[int, str]] = {}
-    for pair, place in zip(pairs, rank, strict=True):
-        first[pair.prompt_ids] = min(place, first.get(pair.prompt_ids, place))
-    shuffled = sorted(range(len(pairs)), key=lambda i: (first[pairs[i].prompt_ids], rank[i]))
     count = -(-len(pairs) // batch_size)
-    cuts = [len(pairs) * n // count for n in range(count + 1)]
+    if shuffle:
+        sequence, cuts = _shuffled(pairs, seed), [len(pairs) * n // count for n in range(count + 1)]
+    else:
+        sequence, cuts = list(range(len(pairs))), cuts_in_order(len(pairs), batch_size)
     batches = tuple(
-        tuple(_microbatches([shuffled[i] for i in range(start, end)], pairs, microbatch_tokens, sides, processes))
+        tuple(_microbatches(sequence[start:end], pairs, microbatch_tokens, sides, processes))
         for start, end in pairwise(cuts)
     )
     order = [
@@ -115,6 +116,31 @@ def plan_steps(
         for batch in sorted(range(len(batches)), key=lambda b: seed_for(seed, "epoch", epoch, b))
     ]
     return Plan(batches, tuple(order))
+
+
+def _shuffled(pairs: Sequence[TrainingPair], seed: int) -> list[int]:
+    """Places of the pairs, their prompts in an order by seed."""
+    rank = [(seed_for(seed, "pairs", pair.id), pair.id) for pair in pairs]
+    first: dict[tuple[int, ...], tuple[int, str]] = {}
+    for pair, place in zip(pairs, rank, strict=True):
+        first[pair.prompt_ids] = min(place, first.get(pair.prompt_ids, place))
+    return sorted(range(len(pairs)), key=lambda i: (first[pairs[i].prompt_ids], rank[i]))
+
+
+def cuts_in_order(count: int, batch_size: int) -> list[int]:
+    """Where ``count`` pairs in a fixed order are cut into as few batches as can be: all full but the last two, which share
+    what is left evenly (a step on two leftover pairs would be mostly noise). So the first n batches are full ones, whatever
+    follows, once (n + 1) * batch_size pairs are there: see ``settled``."""
+    batches = -(-count // batch_size)
+    cuts = [batch_size * n for n in range(batches)] + [count]
+    if batches > 1:
+        cuts[-2] = (cuts[-3] + count) // 2
+    return cuts
+
+
+def settled(count: int, batch_size: int) -> int:
+    """How many of the first batches ``cuts_in_order`` would cut the same whatever pairs came after these ``count``."""
+    return max(0, count // batch_size - 1)
 
 
 def _microbatches(
@@ -184,7 +210,7 @@ class PackedBatch:
     """Number of answers."""
 
 
-def pack(items: Sequence[Answers], device: torch.device | str = "cpu") -> PackedBatch:
+def pack(items: Sequence[Answers], device: torch.device | str = "cpu", kernel: PackedKernel = "auto") -> PackedBatch:
     """Lay prompts and answers out end to end, each prompt once. Every prompt needs a token; an answer may be empty."""
     import torch
 
@@ -207,6 +233,6 @@ def pack(items: Sequence[Answers], device: torch.device | str = "cpu") -> Packed
             count += 1
         blocks.append(Block(len(prompt), branches))
         start = branch_start
-    layout = PackedLayout(blocks, device)
+    layout = PackedLayout(blocks, device, kernel)
     tensors = [torch.tensor(x, dtype=torch.long, device=device) for x in (inputs, predicting, targets, segments)]
     return PackedBatch(tensors[0][None], layout.position_ids, layout, *tensors[1:], responses=count)

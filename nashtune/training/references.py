@@ -1,10 +1,17 @@
-"""Reference log-probs: computed once, kept in create-if-absent parquet shards, read back for training."""
+"""Reference log-probs: computed once, kept in create-if-absent parquet shards, read back for training.
+
+A shard is one optimizer batch, named by a hash of what is in its micro-batches, so that it can be computed as soon as that batch
+is complete, before the rest of the plan is known.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import io
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,16 +24,15 @@ from nashtune.store.files import create_once
 from nashtune.training.packing import Plan, TrainingPair, shortest
 from nashtune.training.world import ALONE, World
 
-SHARD_BATCHES = 8
 SCHEMA = pa.schema({"pair_id": pa.string(), "chosen": pa.float32(), "rejected": pa.float32()})
 Forward = Callable[[Sequence[TrainingPair]], Tensor]
 """Pairs of one micro-batch -> their log-probs [n, 2] (chosen, rejected)."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ReferenceShards:
     """Log-probs of a plan's pairs under one fixed policy, in the plan's micro-batches. ``folder`` belongs to that
-    policy, plan, precision and kind of machine."""
+    policy, precision and kind of machine."""
 
     folder: Path
     pairs: Sequence[TrainingPair]
@@ -34,16 +40,14 @@ class ReferenceShards:
     world: World = ALONE
 
     def missing(self) -> list[int]:
-        """Numbers of the shards that are not there. For all ranks, which take rank 0's word."""
-        return self.world.agree(lambda: [shard for shard in range(self._count) if not self._file(shard).exists()])
+        """Batches that have no shard yet. For all ranks, which take rank 0's word."""
+        return self.world.agree(lambda: [shard for shard, file in enumerate(self._files) if not file.exists()])
 
     @torch.no_grad()
     def compute(self, forward: Forward) -> None:
         """Fill the missing shards, each rank its own. For all ranks."""
         missing = self.missing()
-        passes = [
-            sum(len(self._microbatches(s)) for s in missing[r :: self.world.size]) for r in range(self.world.size)
-        ]
+        passes = [sum(len(self.plan.batches[s]) for s in missing[r :: self.world.size]) for r in range(self.world.size)]
         self._fill(self.world.share(missing), forward)
         # A sharded model computes in all ranks or in none.
         if idle := max(passes) - passes[self.world.rank]:
@@ -55,7 +59,7 @@ class ReferenceShards:
     def _fill(self, shards: Sequence[int], forward: Forward) -> None:
         for shard in shards:
             ids, rows = [], []
-            for microbatch in self._microbatches(shard):
+            for microbatch in self.plan.batches[shard]:
                 pairs = [self.pairs[i] for i in microbatch]
                 ids += [pair.id for pair in pairs]
                 rows.append(forward(pairs).cpu())
@@ -63,13 +67,13 @@ class ReferenceShards:
             table = pa.table([ids, values[:, 0].numpy(), values[:, 1].numpy()], schema=SCHEMA)
             sink = io.BytesIO()
             pq.write_table(table, sink, compression="zstd")
-            create_once(self._file(shard), sink.getvalue())
+            create_once(self._files[shard], sink.getvalue())
 
     def read(self) -> Tensor:
         """[pairs, 2] in the order of ``pairs``. Raises StoreError where a shard is damaged or of other pairs."""
         out = torch.full((len(self.pairs), 2), float("nan"))
-        for shard in range(self._count):
-            file, order = self._file(shard), [i for microbatch in self._microbatches(shard) for i in microbatch]
+        for file, batch in zip(self._files, self.plan.batches, strict=True):
+            order = [i for microbatch in batch for i in microbatch]
             try:
                 table = pq.read_table(file, schema=SCHEMA)
             except (OSError, pa.ArrowException) as error:
@@ -79,18 +83,17 @@ class ReferenceShards:
             out[order] = torch.stack([torch.tensor(table[side].to_numpy()) for side in ("chosen", "rejected")], 1)
         return out
 
-    @property
-    def _batches(self) -> int:
-        """Batches in a shard: fewer where there are more ranks to share them."""
-        return max(1, SHARD_BATCHES // self.world.size)
+    @cached_property
+    def _files(self) -> list[Path]:
+        return [self.folder / f"{self._digest(batch)}.parquet" for batch in self.plan.batches]
 
-    @property
-    def _count(self) -> int:
-        return -(-len(self.plan.batches) // self._batches)
-
-    def _file(self, shard: int) -> Path:
-        return self.folder / f"{shard:05d}.parquet"
-
-    def _microbatches(self, shard: int) -> list[tuple[int, ...]]:
-        batches = self.plan.batches[shard * self._batches : (shard + 1) * self._batches]
-        return [microbatch for batch in batches for microbatch in batch]
+    def _digest(self, batch: Sequence[Sequence[int]]) -> str:
+        """Hash of all that decides a batch's log-probs, besides the policy: who is packed with whom, token by token."""
+        digest = hashlib.sha256()
+        for microbatch in batch:
+            digest.update(array("q", [-1, len(microbatch)]).tobytes())
+            for pair in (self.pairs[i] for i in microbatch):
+                digest.update(pair.id.encode())
+                for ids in (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids):
+                    digest.update(array("q", [len(ids), *ids]).tobytes())
+        return digest.hexdigest()[:32]

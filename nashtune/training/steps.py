@@ -13,6 +13,7 @@ from torch import Tensor
 from nashtune.errors import TrainingError
 from nashtune.objectives import PairTerms, Sides, preference_loss
 from nashtune.store.files import write_json
+from nashtune.training.head_start import is_policy
 from nashtune.training.job import StepMetrics, TrainJob, mean
 from nashtune.training.optimizer import Optimizer, learning_rate
 from nashtune.training.packing import Plan, TrainingPair, shortest
@@ -110,7 +111,7 @@ class Steps:
     def _starts_at_zero(self) -> bool:
         """Whether policy and reference are one model before the first step, so that every log-ratio must be 0."""
         weights = self.objective.references(self.settings)
-        return math.isclose(sum(weights.values()), 1) and all(map(self.job.is_policy, weights))
+        return math.isclose(sum(weights.values()), 1) and all(is_policy(self.job, name) for name in weights)
 
     def _check_start(self, terms: Sequence[Mapping[str, Any]]) -> None:
         """Before the first step every log-ratio is 0, and every loss of a hard logistic target ln 2."""

@@ -9,33 +9,41 @@ from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
 
-import torch
-
 from nashtune.model.allocator import freed_memory_kept
-from nashtune.model.loading import default_device, fingerprint
+from nashtune.model.loading import fingerprint
 from nashtune.records import Policy
-from nashtune.seeds import content_hash, seed_for
 from nashtune.store.files import write_atomic, write_json
 from nashtune.training.checkpoint import last_checkpoint, remove_checkpoints, save_checkpoint
+from nashtune.training.head_start import (
+    HeadStart,
+    adapter_seed,
+    is_policy,
+    plan_of,
+    precision_of,
+    reference_folder,
+)
 from nashtune.training.job import StepMetrics, TrainJob, TrainResult, check_pairs, finished, mean
 from nashtune.training.logprobs import check_fits
 from nashtune.training.machine import deterministic, peak_memory_gb
 from nashtune.training.optimizer import Optimizer
-from nashtune.training.packing import Plan, plan_steps
 from nashtune.training.references import ReferenceShards
 from nashtune.training.steps import Steps
-from nashtune.training.trainee import Precision, Trainee
+from nashtune.training.trainee import Trainee
 from nashtune.training.world import ALONE, World
 
 
 def train_policy(
-    job: TrainJob, on_step: Callable[[StepMetrics], None] | None = None, *, processes: int = 1
+    job: TrainJob,
+    on_step: Callable[[StepMetrics], None] | None = None,
+    head_start: HeadStart | None = None,
+    *,
+    processes: int = 1,
 ) -> TrainResult:
     """Train ``job.policy`` and write the new policy to ``job.output``; continues an interrupted job, bit for bit on one
-    machine, and returns a finished one's result at once.
+    machine, and returns a finished one's result at once. ``head_start``: what was done for it before its pairs were known.
 
-    ``processes`` more than 1 are started by torchrun and share weights and work (FSDP2); the result is that of one
-    process but for rounding, and either goes on from the other's checkpoint.
+    ``processes`` more than 1 are started by torchrun and share weights and work (FSDP2), without a head start; the result
+    is that of one process but for rounding, and either goes on from the other's checkpoint.
 
     Raises TrainingError for pairs that cannot be trained on, numbers that are not finite, or a reference that does not
     match the policy; ModelError where the architecture cannot be trained.
@@ -47,63 +55,55 @@ def train_policy(
     if processes > 1:
         from nashtune.training.launch import train_with_torchrun
 
-        _plan(job, processes)  # what it refuses, it refuses before anything is started
+        plan_of(job, job.pairs, processes)  # what it refuses, it refuses before anything is started
         train_with_torchrun(job, processes, on_step)
     else:
-        train_in_world(job, key, ALONE, on_step)
+        train_in_world(job, key, ALONE, on_step, head_start)
     result = finished(job, key)
     assert result is not None
     return result
 
 
-def train_in_world(job: TrainJob, key: str, world: World, on_step: Callable[[StepMetrics], None] | None) -> None:
+def train_in_world(
+    job: TrainJob,
+    key: str,
+    world: World,
+    on_step: Callable[[StepMetrics], None] | None,
+    head_start: HeadStart | None = None,
+) -> None:
     """Train as one of the world's ranks; rank 0 leaves the policy and its result on disk. For all ranks."""
     with deterministic(), freed_memory_kept():
-        _Training(job, key, world).run(on_step)
-
-
-def _plan(job: TrainJob, processes: int) -> Plan:
-    return plan_steps(
-        job.pairs,
-        batch_size=job.train.batch_size,
-        microbatch_tokens=job.train.microbatch_tokens,
-        epochs=job.train.epochs,
-        seed=seed_for(job.seed, "train", job.iteration),
-        sides=job.objective.row.sides,
-        processes=processes,
-    )
+        _Training(job, key, world).run(on_step, head_start or HeadStart(job))
 
 
 class _Training:
     """One job in progress, in one rank."""
 
     def __init__(self, job: TrainJob, key: str, world: World):
-        self.job, self.key, self.world, self.plan = job, key, world, _plan(job, world.size)
-        self.sides = job.objective.row.sides
+        self.job, self.key, self.world = job, key, world
+        self.plan = plan_of(job, job.pairs, world.size)
         self.references = tuple(job.objective.row.references(job.objective.settings))
-        self.precision = Precision.of(job.train.precision)
         self.history: list[StepMetrics] = []
-        self.adapter_seed = seed_for(job.seed, "adapters", job.iteration)
 
-    def run(self, on_step: Callable[[StepMetrics], None] | None) -> None:
+    def run(self, on_step: Callable[[StepMetrics], None] | None, head_start: HeadStart) -> None:
         job = self.job
-        started = time.perf_counter()
+        started = time.perf_counter() - head_start.seconds
         shards = {name: self._shards(name) for name in self.references}
         for name, policy_shards in shards.items():
-            if not job.is_policy(name) and policy_shards.missing():
-                fixed = self._load_fixed(job.references[name])  # alone in memory, before the policy
+            if not is_policy(job, name) and policy_shards.missing():
+                fixed = self._load_fixed(job.references[name], head_start)  # alone in memory, before the policy
                 policy_shards.compute(fixed.forward)
                 del fixed
                 gc.collect()
-        trainee = self._load()
-        check_fits(trainee.model, ((f"pair {p.id}", p.answers(self.sides)) for p in job.pairs))
+        trainee = self._load(head_start)
+        check_fits(trainee.model, ((f"pair {p.id}", p.answers(job.objective.row.sides)) for p in job.pairs))
         for name, policy_shards in shards.items():
-            if job.is_policy(name):
+            if is_policy(job, name):
                 policy_shards.compute(trainee.forward)
         references = {name: policy_shards.read() for name, policy_shards in shards.items()}
         reference_seconds = time.perf_counter() - started if shards else 0.0
 
-        optimizer = Optimizer(trainee.parameters, trainee.masters, job.train)
+        optimizer = Optimizer(trainee.parameters, trainee.masters, job.train, trainee.copies)
         self._resume(optimizer)
         steps = Steps(job, self.plan, self.world)
         for step in range(len(self.history), self.plan.steps):
@@ -113,31 +113,27 @@ class _Training:
                 on_step(metrics)
         optimizer.release()
         memory = self.world.gather(peak_memory_gb())  # before the others leave rank 0 to write
-        trainee.save(job.policy, job.train, job.output, self.adapter_seed)
+        trainee.save(job.policy, job.train, job.output, adapter_seed(job))
         if self.world.first:
             self._finish(reference_seconds, (max(memory[0], peak_memory_gb()), *memory[1:]))
 
-    def _load(self) -> Trainee:
+    def _load(self, head_start: HeadStart) -> Trainee:
         job = self.job
         if self.world.size == 1:
-            return Trainee.load(job.policy, job.train, self.precision, self.adapter_seed)
+            return head_start.trainee()
         from nashtune.training.sharding import load_sharded
 
-        return load_sharded(job.policy, job.train, self.precision, self.adapter_seed, self.world)
+        return load_sharded(job.policy, job.train, precision_of(job), adapter_seed(job), self.world)
 
-    def _load_fixed(self, policy: Policy) -> Trainee:
+    def _load_fixed(self, policy: Policy, head_start: HeadStart) -> Trainee:
         if self.world.size == 1:
-            return Trainee.load_fixed(policy, self.precision)
+            return head_start.fixed(policy)
         from nashtune.training.sharding import load_fixed_sharded
 
-        return load_fixed_sharded(policy, self.precision, self.world)
+        return load_fixed_sharded(policy, precision_of(self.job), self.world)
 
     def _shards(self, reference: str) -> ReferenceShards:
-        # bf16 rounding differs between machines, thread counts and micro-batches, so log-probs of another one are not read.
-        machine = (torch.__version__, default_device().type, torch.get_num_threads(), str(self.precision))
-        machine += (self.world.size,) if self.world.size > 1 else ()
-        policy = self.job.references[reference].fingerprint  # two names of one policy share its log-probs
-        folder = self.job.folder / "references" / content_hash(self.key, policy, machine)
+        folder = reference_folder(self.job, self.job.references[reference])
         return ReferenceShards(folder, self.job.pairs, self.plan, self.world)
 
     def _resume(self, optimizer: Optimizer) -> None:

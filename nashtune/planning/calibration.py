@@ -1,0 +1,315 @@
+"""A calibration run: the recipe's model sampled from, judged where that is free, and trained for two steps, all for real.
+
+Its figures are kept in the cache folder under a hash of machine, model and settings, so that a plan pays for them once.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from nashtune import recipe as recipe_sections
+from nashtune.environment import describe_environment
+from nashtune.errors import ModelError, PromptError
+from nashtune.judging.registry import open_oracle, parts_of
+from nashtune.pairs import Item, build_pairs
+from nashtune.planning.measured import Answers, Measured
+from nashtune.planning.times import Times
+from nashtune.planning.work import Work
+from nashtune.recipe import BestOfN, Oracle, Recipe, identity, parse_recipe
+from nashtune.records import Judgment, Pair, Prompt, Response
+from nashtune.run import Run
+from nashtune.sampling.role import Opened, Sampler
+from nashtune.scale.local import Facts, LocalEngine, Unit
+from nashtune.seeds import canonical_json, content_hash
+from nashtune.stages.streaming import LOCAL
+from nashtune.stages.training import job_without_pairs
+from nashtune.stages.training_order import PairTokens
+from nashtune.stages.work import finish, policy_of, resources_of
+from nashtune.store import tables
+from nashtune.store.files import read_json, write_atomic, write_json
+from nashtune.together import together
+
+SETS = 2
+"""Slots filled this many times over by each worker."""
+STEPS = 2
+"""Optimizer steps taken; the last is counted, as the first pays for what later ones find there."""
+MOST_PAIRS = 32
+"""Pairs trained on."""
+
+
+@dataclass(frozen=True, slots=True)
+class TimedSampler:
+    """A sampler's unit, with the seconds of each step."""
+
+    sampler: Sampler
+
+    def key(self) -> str:
+        return "timed " + self.sampler.key()
+
+    def open(self) -> tuple[Opened, float]:
+        import nashtune.sampling.native  # noqa: F401 - a run loads its libraries once, not with each policy
+
+        started = time.perf_counter()
+        return self.sampler.open(), time.perf_counter() - started
+
+    def work(self, opened: tuple[Opened, float], unit: Unit) -> Facts:
+        """Sample the unit and commit it; facts hold the fitted seconds (``Times``)."""
+        inside, load = opened
+        engine: Any = inside.engine
+        rows: list[tuple[float, int, int]] = []
+
+        def told(tokens: int) -> None:
+            rows.append((time.perf_counter(), tokens, engine.prefilled_tokens))
+
+        rows.append((time.perf_counter(), 0, engine.prefilled_tokens))
+        engine.on_tokens = told
+        try:
+            facts = self.sampler.work(inside, unit)
+        finally:
+            engine.on_tokens = None
+        step, row, prefill = fit_steps(rows)
+        return {**facts, "load": load, "step": step, "row": row, "prefill": prefill}
+
+
+def fit_steps(rows: Sequence[tuple[float, int, int]]) -> tuple[float, float, float]:
+    """(time, tokens of the step, prompt tokens computed so far) per step -> seconds per step, per row of a step and per
+    prompt token, by least squares; none below 0, and their total that of the steps."""
+    import numpy as np
+
+    values = np.array(rows, dtype=float)
+    seconds, prefilled = np.diff(values[:, 0]), np.diff(values[:, 2])
+    # Where prompts were computed, the step's tokens are the first of their answers, whose cost is the prompt's.
+    columns = np.stack([prefilled == 0, np.where(prefilled == 0, values[1:, 1], 0), prefilled], 1).astype(float)
+    kept = list(range(3))
+    found = np.zeros(3)
+    while kept:
+        part, *_ = np.linalg.lstsq(columns[:, kept], seconds, rcond=None)
+        if (part >= 0).all():
+            found[kept] = part
+            break
+        kept.pop(int(part.argmin()))
+    total = float((columns @ found).sum())
+    found *= float(seconds.sum()) / total if total > 0 else 0.0
+    return float(found[0]), float(found[1]), float(found[2])
+
+
+def cached(recipe: Recipe, fingerprint: str) -> Times | None:
+    """An earlier calibration of this recipe's model and settings on this machine."""
+    file = _cache_file(recipe, fingerprint)
+    return Times(**read_json(file)) if file.exists() else None
+
+
+def calibrate(recipe: Recipe, work: Work, fresh: bool = False) -> Times:
+    """The figures, measured unless they are in the cache (``fresh``: always).
+
+    Raises ModelError where the recipe has no model to measure, PromptError where no prompt can be read.
+    """
+    if recipe.sampling.engine != "native":
+        raise ModelError(
+            f"--calibrate: sampling.engine is {recipe.sampling.engine!r}; accepted: native, a model on this machine"
+        )
+    if not work.first:
+        raise PromptError(
+            f"--calibrate: prompts.source: {recipe.prompts.source!r} cannot be read on this machine; accepted: a source that "
+            "can be read"
+        )
+    from nashtune.model.loading import find_policy
+
+    fingerprint = find_policy(recipe.policy).fingerprint
+    found = None if fresh else cached(recipe, fingerprint)
+    if found is None:
+        found = _measure(recipe, work)
+        write_json(_cache_file(recipe, fingerprint), asdict(found))
+    return found
+
+
+def as_measured(times: Times) -> Measured:
+    """For the estimate: the answers' length and the pairs the rule found."""
+    answers = Answers(times.answers, times.answer_tokens, times.answer_characters)
+    return Measured(
+        f"calibration on {times.machine}", student=answers, pairs_per_prompt=times.pairs_per_prompt, times=times
+    )
+
+
+def machine() -> str:
+    """What of this machine decides how fast it is."""
+    import torch
+
+    found = describe_environment()
+    cpu = f"{found['cpu']['model']}, {found['cpu']['cores']} cores"
+    gpus = ", ".join(str(gpu) for gpu in found["gpus"] or ())
+    return f"{gpus or cpu}, torch {torch.__version__}, {torch.get_num_threads()} threads"
+
+
+def _cache_file(recipe: Recipe, fingerprint: str) -> Path:
+    from nashtune.model.loading import cache_folder
+
+    sections = (recipe.sampling, recipe.oracle, recipe.pairs, recipe.objective, recipe.train)
+    decides = [identity(section) for section in sections] + [recipe.scale.workers, recipe.prompts.source]
+    return cache_folder() / "calibration" / f"{content_hash(machine(), fingerprint, canonical_json(decides))}.json"
+
+
+def _measure(recipe: Recipe, work: Work) -> Times:
+    """In a scratch run folder that is thrown away."""
+    k, slots, workers = recipe.sampling.k, recipe.sampling.slots, recipe.scale.workers
+    size = max(2, min(recipe.sampling.unit_prompts, -(-SETS * slots // k), len(work.first) // workers or 1))
+    chosen = work.first[: size * workers]
+    with tempfile.TemporaryDirectory(prefix="nashtune-calibration-") as place:
+        folder = Path(place) / recipe.name
+        file = folder / "prompts" / "part-1.parquet"
+        write_atomic(file, tables.encode(Prompt, chosen, row_group=size))
+        write_json(folder / "prompts" / "report.json", {})
+        scratch = parse_recipe(recipe.written() | {"folder": place, "health": {"stop_on_alarm": False}})
+        with Run.open(scratch, folder) as run:
+            facts, responses = _sample(run, recipe, file, folder)
+            judge, judged = _judge(run, chosen, responses)
+            trained = _train(run, chosen, responses, judged)
+            prompt_tokens = _prompt_tokens(run, chosen)
+    lengths = [len(r.token_ids) for r in responses]
+    return Times(
+        machine=machine(),
+        workers=workers,
+        slots=slots,
+        step=fmean(f["step"] for f in facts),
+        row=fmean(f["row"] for f in facts),
+        prefill=fmean(f["prefill"] for f in facts),
+        load_sampler=max(f["load"] for f in facts),
+        answer_tokens=fmean(lengths),
+        answer_characters=fmean(len(r.text) for r in responses),
+        longest_answer=float(max(lengths)),
+        prompt_tokens=prompt_tokens,
+        answers=len(responses),
+        judge=judge,
+        pairs_per_prompt=trained.per_prompt,
+        train_pair=trained.step,
+        reference_pair=trained.references,
+        train_fixed=trained.fixed,
+    )
+
+
+def _prompt_tokens(run: Run, prompts: Sequence[Prompt]) -> float:
+    from nashtune.model.loading import load_tokenizer, render
+
+    tokenizer = load_tokenizer(policy_of(run, 0))
+    return fmean(len(render(tokenizer, p.messages)) for p in prompts)
+
+
+def _sample(run: Run, recipe: Recipe, file: Path, folder: Path) -> tuple[list[Facts], list[Response]]:
+    """One unit for each worker, all at the same time."""
+    teacher = recipe.teacher
+    role = TimedSampler(
+        Sampler(
+            policy=policy_of(run, 0),
+            sampling=recipe.sampling,
+            n=recipe.sampling.k + (teacher.n if isinstance(teacher, BestOfN) else 0),
+            seed=recipe.seed,
+            purpose="calibration",
+            is_initial=True,
+        )
+    )
+    count = tables.shape(file)[1]
+    units = [Unit(i, file, folder / f"sampled-{i}.parquet") for i in range(count)]
+    with closing(LocalEngine(recipe.scale.workers, "nashtune.sampling.native")) as engine:
+        facts = [found for _, found in engine.run(role, units)]
+    return facts, list(tables.stream(Response, [unit.target for unit in units]))
+
+
+def _judge(run: Run, prompts: Sequence[Prompt], responses: Sequence[Response]) -> tuple[float | None, list[Item]]:
+    """Seconds for each candidate where judging is free and waits for nobody, and the judged sets: the first k answers with
+    the teacher's, the best of the others, where the recipe has such a teacher."""
+    section, k = run.recipe.judge(validation=False), run.recipe.sampling.k
+    free = (recipe_sections.RulesOracle, recipe_sections.ScriptedOracle, *LOCAL)
+    joined = (recipe_sections.PanelOracle, recipe_sections.CascadeOracle)
+    if section is None or not all(isinstance(part, (*free, *joined)) for part in parts_of(section)):
+        return None, []
+    answers: dict[str, list[Response]] = {prompt.id: [] for prompt in prompts}
+    for response in responses:
+        answers[response.prompt_id].append(response)
+    pools = [answers[prompt.id][k:] for prompt in prompts]
+    if pools[0]:
+        _, choices = _judged(run, section, prompts, pools)
+        best = [pool[_best(found)].replace(source="teacher") for pool, found in zip(pools, choices, strict=True)]
+        sets = [[*answers[prompt.id][:k], one] for prompt, one in zip(prompts, best, strict=True)]
+    else:
+        sets = [answers[prompt.id] for prompt in prompts]
+    seconds, found = _judged(run, section, prompts, sets)
+    return seconds / sum(map(len, sets)), list(zip(prompts, sets, found, strict=True))
+
+
+def _judged(
+    run: Run, section: Oracle, prompts: Sequence[Prompt], sets: Sequence[list[Response]]
+) -> tuple[float, list[Judgment]]:
+    oracle = open_oracle(section, resources_of(run, 1))
+
+    async def work() -> list[Judgment]:
+        try:
+            return await together(oracle.judge(prompt, found, 0) for prompt, found in zip(prompts, sets, strict=True))
+        finally:
+            await oracle.aclose()
+
+    started = time.perf_counter()
+    found = finish(work())
+    return time.perf_counter() - started, found
+
+
+def _best(judgment: Judgment) -> int:
+    rates = [rate if rate is not None else -1.0 for rate in judgment.win_rates()]
+    return rates.index(max(rates))
+
+
+@dataclass(frozen=True, slots=True)
+class _Trained:
+    """Pairs the rule finds for each prompt; seconds of steps and of reference log-probs for each pair, and of all else."""
+
+    per_prompt: float | None
+    step: float
+    references: float
+    fixed: float
+
+
+def _train(run: Run, prompts: Sequence[Prompt], responses: Sequence[Response], judged: Sequence[Item]) -> _Trained:
+    """Two optimizer steps on pairs of the sampled answers: those the rule finds, where there is a judge, else any two."""
+    from nashtune.training.head_start import HeadStart
+    from nashtune.training.trainer import StepMetrics, train_policy
+
+    pairs = list(build_pairs(judged, run.recipe.pairs, 1, run.recipe.seed).pairs) if judged else []
+    per_prompt = len(pairs) / len(judged) if judged else None
+    size = min(run.recipe.train.batch_size, MOST_PAIRS // STEPS)
+    answers = {r.id: r for r in (*responses, *(r for _, found, _ in judged for r in found))}
+    pairs += _any_pairs(responses, STEPS * size - len(pairs))
+    chosen = pairs[: STEPS * size]
+    tokens = PairTokens(run).of(chosen, prompts, answers.values())
+    base = job_without_pairs(run, 1)
+    section = base.train.model_copy(update={"batch_size": -(-len(chosen) // STEPS), "epochs": 1})
+    job = replace(base, pairs=tuple(tokens), train=section)
+    steps: list[StepMetrics] = []
+    started = time.perf_counter()
+    head_start = HeadStart(replace(job, pairs=()))
+    head_start.load()
+    loaded = head_start.seconds
+    result = train_policy(job, steps.append, head_start)
+    references = max(0.0, result.reference_seconds - loaded)
+    fixed = time.perf_counter() - started - references - sum(step.seconds for step in steps)
+    count = len(job.pairs)
+    return _Trained(per_prompt, steps[-1].seconds * len(steps) / count, references / count, fixed)
+
+
+def _any_pairs(responses: Sequence[Response], count: int) -> list[Pair]:
+    """Pairs of neighbouring answers to one prompt, where the judge's are too few for the steps."""
+    found = []
+    for a, b in pairwise(responses):
+        if len(found) >= count:
+            break
+        if a.prompt_id == b.prompt_id:
+            words = {"r_chosen": 1.0, "r_rejected": 0.0, "score_chosen": 5.0, "score_rejected": 1.0}
+            one = content_hash("calibration", a.id, b.id)
+            found.append(Pair(one, a.prompt_id, a.id, b.id, "S>S", iteration=1, p_chosen=1.0, p_rejected=0.0, **words))
+    return found

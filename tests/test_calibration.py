@@ -1,0 +1,130 @@
+"""Predicted seconds: their arithmetic by hand, and a calibration of a real tiny model."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_chat import tiny_recipe
+
+from nashtune.errors import ModelError
+from nashtune.planning import calibration
+from nashtune.planning.calibration import TimedSampler, fit_steps
+from nashtune.planning.plan import make_plan
+from nashtune.planning.show import print_plan
+from nashtune.planning.times import Times
+from nashtune.recipe import Recipe, parse_recipe
+
+TIMES = Times(
+    machine="a machine",
+    workers=2,
+    slots=10,
+    step=0.1,
+    row=0.01,
+    prefill=0.001,
+    load_sampler=3.0,
+    answer_tokens=20.0,
+    answer_characters=80.0,
+    longest_answer=30.0,
+    prompt_tokens=50.0,
+    answers=100,
+    judge=0.002,
+    pairs_per_prompt=1.5,
+    train_pair=0.5,
+    reference_pair=0.2,
+    train_fixed=4.0,
+)
+
+
+def test_sampling_seconds_by_hand() -> None:
+    one = (
+        0.1 * 30 + 0.01 * 8 * 20 + 0.001 * 4 * 50
+    )  # 4 prompts with 2 answers: 8 rows in 10 slots, as long as the longest
+    assert TIMES.sampling(4, 2, unit_prompts=4, models=1, load=False) == pytest.approx(one)
+    assert TIMES.sampling(8, 2, unit_prompts=4, models=1, load=True) == pytest.approx(one + 3), "two units, two workers"
+    assert TIMES.sampling(12, 2, unit_prompts=4, models=1, load=False) == pytest.approx(2 * one)
+    refilled = 0.1 * (30 + 10 * 20 / 10) + 0.01 * 20 * 20 + 0.001 * 4 * 50  # 20 rows: the second ten after the first
+    assert TIMES.sampling(4, 5, unit_prompts=4, models=2, load=True) == pytest.approx(2 * refilled + 2 * 3)
+
+
+def test_judging_and_training_seconds_by_hand() -> None:
+    assert TIMES.judging(100, 6) == pytest.approx(1.2)
+    assert TIMES.training(40, references=2, epochs=3) == pytest.approx(4 + 40 * (2 * 0.2 + 3 * 0.5))
+
+
+def test_the_cost_of_steps_rows_and_prompts_is_found_again() -> None:
+    draw = random.Random(0)
+    clock, prefilled = 0.0, 0
+    rows = [(clock, 0, prefilled)]
+    for n in range(200):
+        if n % 20 == 0:
+            more, tokens = draw.randint(50, 300), 8
+            clock, prefilled = clock + 0.002 * more, prefilled + more
+        else:
+            tokens = draw.randint(1, 40)
+            clock += 0.03 + 0.001 * tokens
+        rows.append((clock, tokens, prefilled))
+    assert fit_steps(rows) == pytest.approx((0.03, 0.001, 0.002))
+    flat = [(0.1 * n, 5 + n, 0) for n in range(30)]  # more rows are not slower: none is made negative
+    step, row, _ = fit_steps(flat)
+    assert (step, row) == pytest.approx((0.1, 0.0), abs=1e-9)
+
+
+def recipe(folder: Path, tmp_path: Path, **changes: Any) -> Recipe:
+    return parse_recipe(tiny_recipe(folder, **changes) | {"folder": str(tmp_path / "runs")})
+
+
+def test_a_calibrated_plan_knows_every_stages_seconds_and_measures_once(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NASHTUNE_CACHE", str(tmp_path / "cache"))
+    measured: list[int] = []
+    work = TimedSampler.work
+
+    def counted(self: TimedSampler, opened: Any, unit: Any) -> Any:
+        measured.append(unit.index)
+        return work(self, opened, unit)
+
+    monkeypatch.setattr(TimedSampler, "work", counted)
+    settings = recipe(tiny_folder, tmp_path)
+    plan = make_plan(settings, calibrated=True)
+    assert measured == [0]
+    assert all(row.seconds is not None and row.seconds > 0 for row in plan.rows)
+    assert plan.seconds() == pytest.approx(sum(row.seconds or 0 for row in plan.rows))
+    assert not (tmp_path / "runs").exists(), "a plan leaves no run behind"
+    print_plan(plan)
+    pools = [row.seconds for row in plan.rows if row.stage == "teacher-pool"]
+    assert pools[1] > pools[0], "the first iteration's teacher is the policy that is loaded already"
+    again = make_plan(settings, calibrated=True)
+    assert measured == [0]
+    assert [row.seconds for row in again.rows] == [row.seconds for row in plan.rows]
+    make_plan(recipe(tiny_folder, tmp_path, sampling={"slots": 4}), calibrated=True)
+    assert measured == [0, 0], "other settings are measured anew"
+
+
+def test_a_judge_that_costs_money_is_not_asked_and_has_no_seconds(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NASHTUNE_CACHE", str(tmp_path / "cache"))
+    engine = {"model": "judge-1", "price": "free", "base_url": "http://127.0.0.1:9/v1", "probe": False}
+    paid = recipe(tiny_folder, tmp_path, oracle={"kind": "rubric", "engine": engine}, teacher={"kind": "none"})
+    rows = {(row.iteration, row.stage): row.seconds for row in make_plan(paid, calibrated=True).rows}
+    assert rows[1, "judge"] is None
+    assert all(rows[1, stage] for stage in ("sample", "train", "validate-sample"))
+
+
+def test_without_a_model_there_is_nothing_to_calibrate(tiny_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"--calibrate: sampling\.engine is 'scripted'; accepted: native"):
+        make_plan(recipe(tiny_folder, tmp_path, sampling={"engine": "scripted"}), calibrated=True)
+
+
+def test_other_machines_have_other_figures(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NASHTUNE_CACHE", str(tmp_path / "cache"))
+    settings = recipe(tiny_folder, tmp_path)
+    make_plan(settings, calibrated=True)
+    (file,) = (tmp_path / "cache" / "calibration").glob("*.json")
+    monkeypatch.setattr(calibration, "machine", lambda: "another")
+    make_plan(settings, calibrated=True)
+    assert len(list(file.parent.glob("*.json"))) == 2
