@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from nashtune.errors import ModelError, TrainingError
+from nashtune.model.attention import check_kernel
 from nashtune.recipe import TrainSection
 from nashtune.records import Policy
 from nashtune.training.logprobs import response_logprobs
@@ -90,11 +91,12 @@ def load_fixed_sharded(policy: Policy, precision: Precision, world: World) -> Sh
 
 
 def _whole(precision: Precision) -> Precision:
-    """As models are read and written: parts hold the policy's weights, not their rounding."""
-    return replace(precision, weights=torch.float32, autocast=None)
+    """As models are read and written, on the CPU: parts hold the policy's weights, not their rounding."""
+    return replace(precision, weights=torch.float32, autocast=None, attention="auto")
 
 
 def _spread(load: Callable[[], Trainee], precision: Precision, world: World) -> ShardedTrainee:
+    check_kernel(precision.attention, world.device)
     mesh = init_device_mesh(world.device.type, (world.size,))
     # Matrix products alone are in another dtype under autocast; gradients are summed in fp32 whatever the weights' dtype.
     low = None if precision.weights == torch.float32 else precision.weights
