@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import random
 
-from bars import Meter, arguments, finish
+from bars import arguments, finish
+from measure import Meter
 
 from nashtune.prompt_overlap import OverlapIndex
 
@@ -34,7 +35,7 @@ def main() -> None:
     with Meter() as meter:
         index = OverlapIndex(sets, 10)
         found = [index.overlap(prompt) is not None for prompt in prompts]
-    result = {"prompts": options.prompts, "found": sum(found), **meter.row(options.prompts)}
+    result = {"prompts": options.prompts, "found": sum(found), **meter.figures()}
     missed = sum(bool(words) and not hit for words, hit in zip(planted, found, strict=True))
     bars = {
         "CPU seconds for 100,000 prompts": (meter.cpu * 100_000 / options.prompts, lambda x: x < 60, "under 60"),

@@ -13,6 +13,7 @@ pairs and reference log-probs the same to the last bit.
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 import sys
@@ -22,7 +23,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bars import Row, arguments, finish, measure
+from bars import Row, arguments, finish
+from measure import run_json
 
 K, NEW_TOKENS, UNIT, JUDGED_AT_ONCE = 4, 32, 4, 8
 JUDGES = {"fast": 0.5, "equal": 1.0, "slow": 2.5}
@@ -139,11 +141,14 @@ def compare(prompts: int) -> Row:
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--prompts", type=int, default=24, help="a multiple of 4")
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.part:
+    if options.here:
         print(json.dumps(compare(options.prompts)))
         return
-    rows = measure(__file__, "compare", "--prompts", str(options.prompts))
+    rows = run_json([sys.executable, __file__, "--here", "--prompts", str(options.prompts)], threads=1)
+    if "failed" in rows:
+        raise SystemExit(rows["failed"])
     if not options.json:
         for kind, row in rows.items():
             print(f"{kind:<6} {row}")

@@ -255,3 +255,15 @@ def test_a_meter_counts_children_that_ended() -> None:
     with Meter() as meter:
         subprocess.run([sys.executable, "-c", "sum(range(3_000_000))"], check=True)
     assert meter.cpu > 0.01
+
+
+COMMANDS = {f.name for f in BENCH.glob("*.py") if 'if __name__ == "__main__"' in f.read_text()}
+# Started by other scripts, without options; and judge_cost.py, which loads torch, has a test file of its own.
+COMMANDS -= {"vllm_part.py", "random_models.py", "judge_cost.py"}
+
+
+@pytest.mark.parametrize("script", sorted(COMMANDS))
+def test_every_benchmark_can_begin(script: str) -> None:
+    """What it imports at module level is there."""
+    done = subprocess.run([sys.executable, str(BENCH / script), "--help"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
