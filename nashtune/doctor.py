@@ -5,12 +5,16 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from nashtune.environment import describe_environment, package_version
+from nashtune.errors import SamplingError
+from nashtune.recipe import VllmSection
+from nashtune.sampling.on_vllm.place import VARIABLE, interpreter, version_in
 
 ENGINES = {"native": "torch", "remote": "openai"}
 EXTRAS = {
@@ -44,7 +48,7 @@ def examine() -> dict[str, Any]:
             "threads": torch.get_num_threads(),
             "bfloat16": "fast: sampling and training use it" if bf16_is_fast() else "slow: float32 is used",
         },
-        "engines": {name: _installed(module) for name, module in ENGINES.items()},
+        "engines": {name: _installed(module) for name, module in ENGINES.items()} | {"vllm": _vllm()},
         "optional": {name: _installed(module) for name, module in EXTRAS.items()},
         "caches": {"converted models": _cache(cache_folder()), "hub": _cache(_hub_cache())},
         "keys": {name: "set" if os.environ.get(name) else "not set" for name in ("OPENAI_API_KEY", "HF_TOKEN")},
@@ -55,6 +59,19 @@ def _installed(module: str) -> str:
     if importlib.util.find_spec(module) is None:
         return "not installed"
     return package_version(module) or "installed"
+
+
+def _vllm() -> str:
+    """The version of vLLM that the interpreter named by the environment has, or this one."""
+    try:
+        python = interpreter(VllmSection())
+        found = version_in(python)
+    except SamplingError as error:  # a wrong interpreter is told, and the rest of the machine still examined
+        return str(error)
+    where = "in this environment" if str(python) == sys.executable else f"by {python}"
+    if found is None:
+        return f"not installed {where}; ${VARIABLE} names the interpreter of an environment that has it"
+    return f"{found} {where}"
 
 
 def _cache(folder: Path) -> str:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 
 from nashtune.cli import app
 from nashtune.objectives import OBJECTIVES
-from nashtune.recipe import METHODS, load_recipe
+from nashtune.recipe import METHODS, SamplingSection, load_recipe
 
 RUNNER = CliRunner()
 
@@ -71,10 +72,12 @@ def test_chat_answers_each_line_and_names_missing_policies(run_folder: Path) -> 
 
 def test_doctor_says_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
+    monkeypatch.delenv("NASHTUNE_VLLM_PYTHON", raising=False)
     facts = json.loads(RUNNER.invoke(app, ["doctor", "--json"]).output)
     assert facts["torch"]["device"] in ("cpu", "cuda")
     assert facts["machine"]["cores"] >= 1
     assert facts["engines"]["native"] != "not installed"
+    assert facts["engines"]["vllm"].startswith("not installed in this environment; $NASHTUNE_VLLM_PYTHON names")
     assert facts["keys"]["OPENAI_API_KEY"] == "set"
     assert "sk-very-secret" not in json.dumps(facts)
 
@@ -89,6 +92,23 @@ def test_rollback_and_fork_from_the_command_line(run_folder: Path, tmp_path: Pat
     back = RUNNER.invoke(app, ["rollback", str(tmp_path / "f"), "0"])
     assert "moved" in back.output
     assert "in iteration 1 of 1" in RUNNER.invoke(app, ["status", str(tmp_path / "f")]).output
+
+
+def test_doctor_looks_for_vllm_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("NASHTUNE_VLLM_PYTHON", str(tmp_path / "nothing"))
+    told = json.loads(RUNNER.invoke(app, ["doctor", "--json"]).output)["engines"]["vllm"]
+    assert "$NASHTUNE_VLLM_PYTHON" in told
+    assert "is not a program" in told
+    monkeypatch.setenv("NASHTUNE_VLLM_PYTHON", sys.executable)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent / "vllm_standin"))
+    assert "installed in this environment" in RUNNER.invoke(app, ["doctor"]).output
+
+
+def test_every_engine_that_a_recipe_may_name_is_listed() -> None:
+    listed = json.loads(RUNNER.invoke(app, ["engines", "--json"]).output)
+    assert set(listed) == set(get_args(SamplingSection.model_fields["engine"].annotation))
+    shown = RUNNER.invoke(app, ["engines"]).output
+    assert all(name in shown for name in listed)
 
 
 def test_methods_are_listed_and_each_is_shown_in_full() -> None:

@@ -20,6 +20,7 @@ from nashtune.recipe import (
     Recipe,
     Section,
     TrainSection,
+    VllmSection,
     identity,
     load_recipe,
     parse_recipe,
@@ -241,6 +242,19 @@ def test_training_settings_left_at_their_defaults_are_left_out_of_what_a_run_beg
     assert after.keys() == identity(changed).keys() - {"learning_rate"}
 
 
+def test_a_section_added_later_counts_only_where_what_decides_results_in_it_is_set() -> None:
+    class Inner(Section):
+        speed: int = Field(default=1, json_schema_extra=NEUTRAL)
+        decides: int = 1
+
+    class After(Section):
+        kept: int = 1
+        new: Inner = Field(default=Inner(), json_schema_extra=ADDED)
+
+    assert identity(After(new=Inner(speed=9))) == {"kept": 1}
+    assert identity(After(new=Inner(speed=9, decides=2))) == {"kept": 1, "new": {"decides": 2}}
+
+
 def test_neutral_settings_change_no_identity_and_identity_settings_do() -> None:
     base = parse_recipe(minimal())
     neutral = {
@@ -280,6 +294,7 @@ def test_neutral_settings_change_no_identity_and_identity_settings_do() -> None:
         "ScriptedOracle.latency_s",
         "RewardModelOracle.batch_size",
         "PreferenceModelOracle.batch_tokens",
+        *(f"VllmSection.{name}" for name in VllmSection.model_fields if name != "adapters"),
     }
     assert parse_recipe(minimal(train={"order": "shuffled"})).identity_hash() == base.identity_hash()
     train = ({"train": {"batch_size": 2}}, {"train": {"order": "judged"}})

@@ -17,7 +17,7 @@ def write_tiny_policy(folder: Path, seed: int = 0, family: str = "llama") -> Pat
     """Save a tiny chat model; returns its folder."""
     tokenizer = byte_tokenizer()
     torch.manual_seed(seed)
-    model = tiny_model(family)
+    model = tiny_model(family, seed=seed)
     model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.config._attn_implementation = "sdpa"
     model.save_pretrained(folder)

@@ -42,6 +42,7 @@ from nashtune.recipe.sections import (
     TrainSection,
     ValidateSection,
     ValidationSplit,
+    VllmSection,
 )
 from nashtune.recipe.teachers import BestOfN, ColumnTeacher, NoTeacher, RemoteTeacher, ScriptedTeacher, Teacher
 
@@ -92,6 +93,7 @@ __all__ = [
     "TrainSection",
     "ValidateSection",
     "ValidationSplit",
+    "VllmSection",
     "identity",
     "load_recipe",
     "objective_section",

@@ -44,7 +44,7 @@ def uncounted(section: Section) -> dict[str, Any]:
 def _counts(info: FieldInfo, value: Any) -> bool:
     marks = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
     if marks.get("added"):
-        return value != info.get_default(call_default_factory=True)
+        return _identity(value) != _identity(info.get_default(call_default_factory=True))
     return not marks.get("neutral")
 
 

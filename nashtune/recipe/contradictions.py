@@ -23,6 +23,8 @@ COMPARING = ("pairwise", "preference_model", "people")
 """Oracles that compare and do not score."""
 GIVE_PROBABILITIES = ("preference_model", "reward_model", "pairwise", "panel")
 """Oracles whose P(i beats j) may lie anywhere between 0 and 1."""
+LARGEST_SERVED_RANK = 512
+"""The largest value of vLLM's max_lora_rank."""
 LEAST_K_VERSUS_POLICY = 3
 """Fewest samples from which P(y beats pi_t) is estimated: each is compared with two others."""
 
@@ -38,6 +40,7 @@ def contradictions(recipe: Recipe) -> Iterator[str]:
     yield from _sampled_policy(recipe)
     yield from _training(recipe.train)
     yield from _processes(recipe)
+    yield from _engine(recipe)
 
 
 def _stages(recipe: Recipe) -> list[str]:
@@ -65,7 +68,7 @@ def _stages(recipe: Recipe) -> list[str]:
         found.append(
             "sampling.temperature is 0 (greedy), so sampling.top_p and sampling.top_k would not be read; remove them"
         )
-    if recipe.sampling.k > recipe.sampling.slots:
+    if recipe.sampling.k > recipe.sampling.slots and recipe.sampling.engine != "vllm":
         found.append(
             f"sampling.k is {recipe.sampling.k} but sampling.slots is {recipe.sampling.slots}; accepted: slots >= k"
         )
@@ -227,3 +230,47 @@ def _sampled_policy(recipe: Recipe) -> Iterator[str]:
                 f"sampling.mixture is {sampling.mixture:g} but the reference of objective {recipe.objective.name!r} has "
                 f"objective.tau / objective.eta = {share:g} of the initial policy; accepted: that number, or 0 (option I)"
             )
+
+
+def _engine(recipe: Recipe) -> Iterator[str]:
+    """What the sampling engine asks of the settings that are its own, and of those that it does not read."""
+    sampling, vllm = recipe.sampling, recipe.sampling.vllm
+    fields = type(vllm).model_fields
+    if sampling.engine != "vllm":
+        if written := [name for name in fields if getattr(vllm, name) != fields[name].default]:
+            names = ", ".join(f"sampling.vllm.{name}" for name in written)
+            yield f"sampling.engine is {sampling.engine!r}, which does not read {names}; remove what is not read"
+        return
+    if sampling.slots != type(sampling).model_fields["slots"].default:
+        yield (
+            f"sampling.slots is {sampling.slots}, which sampling.engine 'vllm' does not read; accepted: "
+            "sampling.vllm.max_num_seqs in its place, or neither"
+        )
+    needed = recipe.prompts.max_prompt_tokens + sampling.max_new_tokens
+    if vllm.max_model_len is not None and vllm.max_model_len < needed:
+        yield (
+            f"sampling.vllm.max_model_len is {vllm.max_model_len} but prompts.max_prompt_tokens + sampling.max_new_tokens are "
+            f"{needed}; accepted: that or more"
+        )
+    engines = recipe.scale.workers * vllm.tensor_parallel
+    if vllm.cpu_cores is not None and (not vllm.cpu_cores or len(vllm.cpu_cores) % engines):
+        yield (
+            f"sampling.vllm.cpu_cores has {len(vllm.cpu_cores)} cores; accepted: a multiple of scale.workers x "
+            f"sampling.vllm.tensor_parallel, which is {engines}"
+        )
+    yield from _served_adapters(recipe)
+
+
+def _served_adapters(recipe: Recipe) -> Iterator[str]:
+    lora = recipe.train.lora
+    if recipe.sampling.vllm.adapters == "merged":
+        return
+    if lora is None:
+        yield "sampling.vllm.adapters is 'served' but train.lora is not set, so there are none; accepted: 'merged'"
+        return
+    rank = lora.rank * (1 if recipe.train.start == "initial" else recipe.iterations)
+    if rank > LARGEST_SERVED_RANK:
+        yield (
+            f"sampling.vllm.adapters is 'served' and the ranks of all iterations' adapters add up to {rank}; accepted: up to "
+            f"{LARGEST_SERVED_RANK}, so fewer iterations, a lower train.lora.rank, train.start 'initial', or 'merged'"
+        )

@@ -91,11 +91,45 @@ class DefectsSection(Section):
     """ISO 639-1 code; samples detected as another language are defective. null does not look."""
 
 
+class VllmSection(Section):
+    """How vLLM runs, where `sampling.engine` is vllm. One engine per `scale.workers`, each with its own devices."""
+
+    python: str | None = Field(default=None, json_schema_extra=NEUTRAL)
+    """The Python interpreter of the environment that has vLLM, whose pins differ from nashtune's; null takes
+    $NASHTUNE_VLLM_PYTHON, else the interpreter that runs nashtune."""
+    adapters: Literal["merged", "served"] = "merged"
+    """With `train.lora`: merged loads each policy's merged weights; served keeps the weights of the initial policy and swaps
+    adapters on top of them, which rounds otherwise. Ranks add up over the iterations, to at most 512."""
+    tensor_parallel: int = Field(default=1, ge=1, json_schema_extra=NEUTRAL)
+    """GPUs (on CPUs: processes) that one engine is spread over."""
+    gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1, json_schema_extra=NEUTRAL)
+    """Share of each GPU's memory that vLLM takes while it samples."""
+    max_model_len: int | None = Field(default=None, ge=16, json_schema_extra=NEUTRAL)
+    """Most tokens of prompt and answer together; null takes prompts.max_prompt_tokens + sampling.max_new_tokens."""
+    max_num_seqs: int | None = Field(default=None, ge=1, json_schema_extra=NEUTRAL)
+    """Answers computed together; null leaves it to vLLM. A work unit's answers (unit_prompts x k) are all there is to compute
+    at once, so large GPUs want a larger sampling.unit_prompts."""
+    enforce_eager: bool = Field(default=False, json_schema_extra=NEUTRAL)
+    """Neither compile the model nor capture CUDA graphs: starts sooner, samples slower."""
+    between_stages: Literal["sleep", "stop"] = Field(default="sleep", json_schema_extra=NEUTRAL)
+    """While something else needs the memory: sleep gives back the GPU's and keeps the process (on CPUs vLLM cannot, and keeps
+    its memory); stop ends the process, and the next iteration starts it again."""
+    check: bool = Field(default=True, json_schema_extra=NEUTRAL)
+    """Compare log-probs of a short text with a plain forward pass each time a policy is loaded, and stop where they differ by
+    more than rounding; costs loading the policy once more."""
+    cpu_kv_cache_gb: int = Field(default=2, ge=1, json_schema_extra=NEUTRAL)
+    """Memory for keys and values on CPUs (GiB); GPUs do not read it."""
+    cpu_cores: tuple[int, ...] | None = Field(default=None, json_schema_extra=NEUTRAL)
+    """Numbers of the cores that vLLM's threads are bound to on CPUs, in equal parts for scale.workers and tensor_parallel;
+    null binds none."""
+
+
 class SamplingSection(Section):
     """How the policy answers."""
 
-    engine: Literal["native", "scripted"] = "native"
-    """native: transformers model with continuous batching on this machine; scripted: deterministic text, no model."""
+    engine: Literal["native", "vllm", "scripted"] = "native"
+    """native: transformers model with continuous batching on this machine; vllm: vLLM in a process and Python environment of
+    its own; scripted: deterministic text, no model (`nashtune engines`)."""
     policy: Literal["current", "initial"] = "current"
     """Whose answers are trained on: current is the policy of the iteration before, initial always pi_0 (offline methods)."""
     mixture: float = Field(default=0.0, ge=0, le=1)
@@ -117,10 +151,11 @@ class SamplingSection(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of sampling; auto is bfloat16 where this machine is fast at it."""
     slots: int = Field(default=40, ge=1)
-    """Rows decoded together."""
+    """Rows decoded together (native engine; for vLLM vllm.max_num_seqs)."""
     unit_prompts: int = Field(default=16, ge=1)
     """Prompts in one work unit: what is redone whole after a crash."""
     defects: DefectsSection = DefectsSection()
+    vllm: VllmSection = Field(default=VllmSection(), json_schema_extra=ADDED)
 
 
 class PairsSection(Section):

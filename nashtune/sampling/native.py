@@ -19,7 +19,7 @@ from nashtune.sampling.engine import Completion, Request, SamplingParams
 from nashtune.sampling.forward import check_forward, prefill
 from nashtune.sampling.slots import PromptCache, SlotCache, Step
 from nashtune.sampling.static import Decoder, StaticDecoder
-from nashtune.sampling.support import check_params, context_limit, refuse_unsupported
+from nashtune.sampling.support import check_params, check_requests, context_limit, refuse_unsupported
 
 
 def open_native(
@@ -150,16 +150,4 @@ class NativeEngine:
     def _check_requests(self, requests: Sequence[Request], params: SamplingParams) -> None:
         limit = context_limit(self.model.config.get_text_config())
         vocabulary = self.model.get_input_embeddings().num_embeddings
-        for request in requests:
-            who, length = f"prompt {request.prompt_id}", len(request.token_ids)
-            if not length:
-                raise SamplingError(f"{who}: no token ids; the native engine needs the rendered prompt")
-            if limit is not None and length + params.max_new_tokens > limit:
-                raise SamplingError(
-                    f"{who}: {length} prompt tokens + max_new_tokens {params.max_new_tokens} exceed the model's context "
-                    f"of {limit}"
-                )
-            if not 0 <= min(request.token_ids) <= max(request.token_ids) < vocabulary:
-                raise SamplingError(f"{who}: token ids outside the model's vocabulary [0, {vocabulary})")
-            if not all(0 <= seed < 1 << 63 for seed in request.seeds):
-                raise SamplingError(f"{who}: seeds {request.seeds}; accepted: integers in [0, 2**63)")
+        check_requests(requests, params, limit, vocabulary)

@@ -11,6 +11,7 @@ from nashtune.recipe import SamplingSection, identity
 from nashtune.records import Policy, Prompt, Response, Source
 from nashtune.sampling.defects import find_defects
 from nashtune.sampling.engine import Engine, Request, SamplingParams
+from nashtune.sampling.on_vllm.target import Target
 from nashtune.scale.local import Facts, Unit
 from nashtune.seeds import content_hash, seed_for
 from nashtune.store import tables
@@ -18,6 +19,8 @@ from nashtune.store.files import create_once
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from nashtune.sampling.on_vllm.engine import Setup, VllmEngine
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,14 @@ class Opened:
     tokenizer: PreTrainedTokenizerBase | None = None
     ends: tuple[int, ...] = ()
 
+    def rest(self) -> bool:
+        """Have the engine give back its memory; whether it is one that is worth keeping even so."""
+        rest = getattr(self.engine, "rest", None)
+        return rest is not None and rest()
+
+    def close(self) -> None:
+        self.engine.close()
+
 
 @dataclass(frozen=True, slots=True)
 class Sampler:
@@ -36,6 +47,7 @@ class Sampler:
     ``purpose`` keeps the random streams of training, validation and teacher samples apart; ``is_initial`` says that the
     policy is the run's initial one, so that the log-prob under the sampler is also the one under policy "0". ``far`` is
     mixed into the policy's logits with the share ``sampling.mixture``; the log-prob under the mixture goes by "mixture".
+    ``served`` is what a vLLM engine loads to answer as ``policy``.
     """
 
     policy: Policy | None
@@ -46,12 +58,20 @@ class Sampler:
     source: Source = "student"
     is_initial: bool = False
     far: Policy | None = None
+    served: Target | None = None
 
     def key(self) -> str:
         """Samplers of one policy share its engine, whatever they sample for."""
-        return content_hash(
-            "sampler", self.fingerprint, self.sampling.dtype, self.sampling.slots, self.sampling.stop_tokens
-        )
+        parts = ["sampler", self.fingerprint, self.sampling.dtype, self.sampling.slots, self.sampling.stop_tokens]
+        if self.served is not None:
+            parts += [self.sampling.vllm.model_dump(mode="json"), self.served.context, self.served.lora_rank]
+        return content_hash(*parts)
+
+    @property
+    def tells_initial(self) -> bool:
+        """Whether the sampler's log-probs stand for those under policy "0". vLLM's do not: they differ from this project's
+        forward pass by rounding, and what an oracle reads must mean the same in every iteration."""
+        return self.is_initial and self.sampling.engine != "vllm"
 
     @property
     def fingerprint(self) -> str:
@@ -69,12 +89,50 @@ class Sampler:
             from nashtune.sampling.scripted import ScriptedEngine
 
             return Opened(ScriptedEngine())
-        from nashtune.model.loading import end_token_ids, load_tokenizer, pick_dtype, stop_token_ids
+        if self.sampling.engine == "vllm":
+            from nashtune.sampling.on_vllm.engine import VllmEngine
+
+            assert self.served is not None
+            return self._serving(VllmEngine(self._setup(self.served)), self.served)
+        from nashtune.model.loading import pick_dtype
         from nashtune.sampling.native import open_native
 
         assert self.policy is not None
         far = None if self.far is None else (self.far, self.sampling.mixture)
         engine = open_native(self.policy, pick_dtype(self.sampling.dtype), self.sampling.slots, far=far)
+        return self._with_tokenizer(engine)
+
+    def reopen(self, resting: object) -> Opened | None:
+        """Go on with a vLLM engine that another sampler left at rest, where it was set up alike."""
+        if self.served is None or not isinstance(resting, Opened):
+            return None
+        from nashtune.sampling.on_vllm.engine import VllmEngine
+
+        engine = resting.engine
+        if not isinstance(engine, VllmEngine) or engine.setup != self._setup(self.served):
+            return None
+        return self._serving(engine, self.served)
+
+    def _setup(self, target: Target) -> Setup:
+        from nashtune.model.loading import pick_dtype
+        from nashtune.sampling.on_vllm.engine import Setup
+
+        return Setup.of(self.sampling.vllm, pick_dtype(self.sampling.dtype), target)
+
+    def _serving(self, engine: VllmEngine, target: Target) -> Opened:
+        opened = self._with_tokenizer(engine)
+        assert opened.tokenizer is not None
+        try:
+            engine.serve(target, opened.tokenizer)
+        except BaseException:
+            engine.close()
+            raise
+        return opened
+
+    def _with_tokenizer(self, engine: Engine) -> Opened:
+        from nashtune.model.loading import end_token_ids, load_tokenizer, stop_token_ids
+
+        assert self.policy is not None
         tokenizer = load_tokenizer(self.policy)
         ends = end_token_ids(self.policy, tokenizer) + stop_token_ids(tokenizer, self.sampling.stop_tokens)
         return Opened(engine, tokenizer, ends)
@@ -95,7 +153,7 @@ class Sampler:
         params = SamplingParams(section.temperature, section.top_p, section.top_k, section.max_new_tokens, opened.ends)
         by_place: dict[tuple[str, int], Response] = {}
         for done in opened.engine.generate(requests, params):
-            names = ["mixture"] if self.far else ["t", "0"] if self.is_initial else ["t"]
+            names = ["mixture"] if self.far else ["t", "0"] if self.tells_initial else ["t"]
             logprobs = {} if done.logprob is None else dict.fromkeys(names, done.logprob)
             by_place[done.prompt_id, done.k] = Response(
                 id=content_hash("response", self.identity(), done.prompt_id, done.k),

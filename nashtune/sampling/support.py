@@ -1,15 +1,16 @@
-"""What the native engine can do: which models, how long a context, which settings."""
+"""What an engine on this machine can do: which models, how long a context, which settings and requests."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from transformers import PreTrainedModel
 
 from nashtune.errors import ModelError, SamplingError
 from nashtune.model.attention import ATTENTION
-from nashtune.sampling.engine import SamplingParams
+from nashtune.sampling.engine import Request, SamplingParams
 
 LAYER_TYPES = {"full_attention", "sliding_attention"}
 LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
@@ -26,6 +27,23 @@ def check_params(params: SamplingParams) -> None:
     for name, good, accepted in checks:
         if not good:
             raise SamplingError(f"{name}: {getattr(params, name)}; accepted: {accepted}")
+
+
+def check_requests(requests: Sequence[Request], params: SamplingParams, limit: int | None, vocabulary: int) -> None:
+    """Raise SamplingError naming a request that does not fit a model of ``vocabulary`` tokens and a context of ``limit``."""
+    for request in requests:
+        who, length = f"prompt {request.prompt_id}", len(request.token_ids)
+        if not length:
+            raise SamplingError(f"{who}: no token ids; a local engine needs the rendered prompt")
+        if limit is not None and length + params.max_new_tokens > limit:
+            raise SamplingError(
+                f"{who}: {length} prompt tokens + max_new_tokens {params.max_new_tokens} exceed the model's context "
+                f"of {limit}"
+            )
+        if not 0 <= min(request.token_ids) <= max(request.token_ids) < vocabulary:
+            raise SamplingError(f"{who}: token ids outside the model's vocabulary [0, {vocabulary})")
+        if not all(0 <= seed < 1 << 63 for seed in request.seeds):
+            raise SamplingError(f"{who}: seeds {request.seeds}; accepted: integers in [0, 2**63)")
 
 
 def refuse_unsupported(model: PreTrainedModel) -> None:

@@ -6,7 +6,6 @@ unit into a committed object and a small dict of facts. Nothing bulky passes thr
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import importlib
 import multiprocessing
@@ -14,11 +13,11 @@ import os
 import pickle
 import signal
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from nashtune.errors import NashtuneError, SamplingError
 from nashtune.scale.lifetime import leave_with
@@ -52,35 +51,90 @@ class Role(Protocol):
         ...
 
 
+@runtime_checkable
+class Resting(Protocol):
+    """Something opened that is costly to start and can be put to rest: it gives back the memory it computes with, and a
+    role may open it again for something else."""
+
+    def rest(self) -> bool:
+        """Give back memory. False: nothing is left that would be worth keeping."""
+        ...
+
+    def close(self) -> None:
+        """Give back everything."""
+        ...
+
+
+@runtime_checkable
+class Reopening(Protocol):
+    """A role that may go on with what another role left at rest."""
+
+    def reopen(self, resting: Any) -> Any | None:
+        """What ``open`` would return, made from ``resting``; None where that is of another kind."""
+        ...
+
+
 class _Opened:
-    """What the last role opened, kept as long as the next one would open the same."""
+    """What the last role opened, kept as long as the next one would open the same; beside it, what lies at rest."""
 
     def __init__(self) -> None:
         self._key: str | None = None
         self._value: Any = None
+        self._resting: Resting | None = None
 
     def work(self, role: Role, unit: Unit) -> Facts:
         if self._key != role.key():
-            self._key = self._value = None  # freed before the next thing is loaded
-            self._value = role.open()
+            self.rest()  # freed before the next thing is loaded
+            self._value = self._open(role)
             self._key = role.key()
         return role.work(self._value, unit)
+
+    def _open(self, role: Role) -> Any:
+        if self._resting is None or not isinstance(role, Reopening):
+            return role.open()
+        resting, self._resting = self._resting, None
+        try:
+            value = role.reopen(resting)
+        except BaseException:
+            resting.close()
+            raise
+        if value is not None:
+            return value
+        resting.close()  # of no use to this role, and two such things at once may not fit
+        return role.open()
+
+    def rest(self) -> None:
+        """Give back the memory of what is open."""
+        value, self._key, self._value = self._value, None, None
+        if isinstance(value, Resting) and value.rest():
+            self._resting = value
+
+    def close(self) -> None:
+        """Give back everything."""
+        for thing in (self._value, self._resting):
+            if isinstance(thing, Resting):
+                thing.close()
+        self._key = self._value = self._resting = None
 
 
 class LocalEngine:
     """Runs units; with ``workers`` > 1, in that many processes with cores/workers threads each, kept until ``close``.
-    ``preload`` names a module that they import as they start."""
+    ``preload`` names a module that they import as they start. ``environments``: further variables of each worker process,
+    as the devices it sees; where given and ``workers`` > 1, no unit runs in this process, which has no share of its own."""
 
-    def __init__(self, workers: int = 1, preload: str | None = None):
+    def __init__(
+        self, workers: int = 1, preload: str | None = None, environments: Sequence[Mapping[str, str]] | None = None
+    ):
         self.workers = workers
         self._preload = preload
+        self._environments = environments
         self._here = _Opened()
         self._pool: list[_Worker] = []
 
     def run(self, role: Role, units: Sequence[Unit]) -> Iterator[tuple[Unit, Facts]]:
         """Do the units that are not committed yet, yielding each as it ends (any order)."""
         todo = [unit for unit in units if not unit.target.exists()]
-        if self.workers == 1 or len(todo) < 2:
+        if self.workers == 1 or len(todo) < (1 if self._environments else 2):
             for unit in todo:
                 yield unit, self._here.work(role, unit)
         else:
@@ -89,16 +143,17 @@ class LocalEngine:
     def start(self) -> None:
         """Have the worker processes load their libraries while the caller does something else."""
         while self.workers > 1 and len(self._pool) < self.workers:
-            self._pool.append(_Worker(max(1, (os.cpu_count() or 1) // self.workers), self._preload))
+            extra = self._environments[len(self._pool)] if self._environments else {}
+            self._pool.append(_Worker(max(1, (os.cpu_count() or 1) // self.workers), self._preload, extra))
 
     def release(self) -> None:
         """Forget what was loaded for units, here and in the worker processes, before something else needs the memory."""
-        self._here = _Opened()
+        self._here.rest()
         for worker in self._pool:
-            worker.forget()
+            worker.release()
 
     def close(self) -> None:
-        self._here = _Opened()
+        self._here.close()
         for worker in self._pool:
             worker.end()
         self._pool = []
@@ -122,7 +177,7 @@ class LocalEngine:
 class _Worker:
     """A child process and the pipe to it. Spawned, not forked: torch and its threads do not survive a fork."""
 
-    def __init__(self, threads: int, preload: str | None):
+    def __init__(self, threads: int, preload: str | None, extra: Mapping[str, str]):
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.unit: Unit | None = None
@@ -131,6 +186,7 @@ class _Worker:
             "OMP_NUM_THREADS": str(threads),
             "MKL_NUM_THREADS": str(threads),
             "TOKENIZERS_PARALLELISM": "false",
+            **extra,
         }
         before = {name: os.environ.get(name) for name in variables}
         os.environ.update(variables)  # thread pools are sized when the child imports its libraries
@@ -148,11 +204,6 @@ class _Worker:
         self.unit = unit
         self.pipe.send_bytes(pickle.dumps((role, unit)))
 
-    def forget(self) -> None:
-        """Have it free what it loaded. A worker that died is found out by the next ``take``."""
-        with contextlib.suppress(BrokenPipeError):
-            self.pipe.send_bytes(pickle.dumps(None))
-
     def take(self) -> tuple[Unit, Facts]:
         """The result of the unit given last. Raises the worker's error, or SamplingError if the worker died."""
         assert self.unit is not None
@@ -167,6 +218,18 @@ class _Worker:
         if error is not None:
             raise error
         return self.unit, facts
+
+    def release(self) -> None:
+        """Have an idle worker give back memory, and wait until it has. One that died has none, nor one that had no unit."""
+        if self.unit is None:
+            return
+        try:
+            self.pipe.send_bytes(pickle.dumps(None))
+            _, error = pickle.loads(self.pipe.recv_bytes())
+        except (EOFError, ConnectionResetError, BrokenPipeError):
+            return
+        if error is not None:
+            raise error
 
     def end(self) -> None:
         self.pipe.close()  # the child reads end of file and leaves
@@ -193,27 +256,26 @@ def _serve(pipe: Connection, threads: int, parent: int, preload: str | None) -> 
 
 def _serve_units(pipe: Connection) -> None:
     opened = _Opened()
-    while True:
-        try:
-            wanted = pickle.loads(pipe.recv_bytes())
-        except EOFError:
-            return
-        if wanted is None:
-            opened = _Opened()
-            gc.collect()
-            continue
-        role, unit = wanted
-        facts: Facts = {}
-        failure: Exception | None = None
-        try:
-            facts = opened.work(role, unit)
-        except NashtuneError as error:
-            failure = error
-        except Exception as error:  # noqa: BLE001 - told to the parent, which raises it
-            failure = SamplingError(
-                f"unit {unit.target.name}: {type(error).__name__}: {error}\n{traceback.format_exc()}"
-            )
-        try:
-            pipe.send_bytes(pickle.dumps((facts, failure)))
-        except BrokenPipeError:
-            return
+    try:
+        while True:
+            order = pickle.loads(pipe.recv_bytes())
+            pipe.send_bytes(pickle.dumps(_obey(opened, order)))
+    except (EOFError, BrokenPipeError):
+        return
+    finally:
+        opened.close()
+
+
+def _obey(opened: _Opened, order: tuple[Role, Unit] | None) -> tuple[Facts, Exception | None]:
+    """Do a unit, or rest (None) -> the unit's facts, and what went wrong."""
+    name = "rest" if order is None else f"unit {order[1].target.name}"
+    try:
+        if order is not None:
+            return opened.work(*order), None
+        opened.rest()
+        gc.collect()
+    except NashtuneError as error:
+        return {}, error
+    except Exception as error:  # noqa: BLE001 - told to the parent, which raises it
+        return {}, SamplingError(f"{name}: {type(error).__name__}: {error}\n{traceback.format_exc()}")
+    return {}, None

@@ -16,6 +16,7 @@ from nashtune.sampling.role import Sampler
 from nashtune.stages.candidates import PromptPart, Units
 from nashtune.stages.prepare import validation_part
 from nashtune.stages.sampling import Scorer, response_facts
+from nashtune.stages.serving import served
 from nashtune.stages.work import once, policy_of, run_units, stage_units
 from nashtune.store import tables
 from nashtune.summaries import called
@@ -56,7 +57,7 @@ def _drawn(run: Run, iteration: int, part: PromptPart) -> Units:
     own = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "mixture": 0.0}
     sampling = run.recipe.sampling.model_copy(update=own)
     n, seed = run.recipe.validate_.kl_samples, run.recipe.seed
-    role = Sampler(policy_of(run, iteration), sampling, n, seed, purpose="divergence")
+    role = Sampler(policy_of(run, iteration), sampling, n, seed, purpose="divergence", served=served(run, iteration))
     stage, inputs = run.stage(iteration, "kl-sample"), (part.fingerprint, role.identity())
     units = stage_units(stage, inputs)
 

@@ -14,6 +14,7 @@ from nashtune.sampling.role import Sampler
 from nashtune.scale.local import Facts, Unit
 from nashtune.seeds import content_hash
 from nashtune.stages.candidates import Group, PromptPart, Units
+from nashtune.stages.serving import served
 from nashtune.stages.work import once, policy_of, run_units, stage_units
 from nashtune.store import tables
 from nashtune.store.files import create_once
@@ -46,7 +47,7 @@ def drawing(
     inputs = (part.fingerprint, role.identity())
     units = stage_units(stage, inputs)
     title = f"{called(iteration)}: {name}"
-    scores, score = _scoring(run, iteration, f"{name}-scores", part, units, role.is_initial)
+    scores, score = _scoring(run, iteration, f"{name}-scores", part, units, role.tells_initial)
 
     def sample(watch: Callable[[], str]) -> None:
         once(stage, inputs, lambda: _draw(run, title, stage, role, part, units, watch))
@@ -67,6 +68,7 @@ def _sampler(run: Run, policy: int, purpose: str, n: int, mixed: bool) -> Sample
         purpose=purpose,
         is_initial=policy == 0,
         far=far,
+        served=served(run, policy),
     )
 
 

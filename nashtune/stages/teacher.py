@@ -81,7 +81,8 @@ def teacher_group(run: Run, iteration: int, name: str, part: PromptPart) -> Grou
         return finish(_teach(run, iteration, stage, part, units, source))
 
     once(stage, inputs, teach)
-    known = isinstance(teacher, BestOfN)  # its samples are the initial policy's own
+    # Its samples are the initial policy's own, with log-probs where they are from this project's own forward pass.
+    known = isinstance(teacher, BestOfN) and run.recipe.sampling.engine != "vllm"
     return Group("teacher", units, scores_under_initial(run, iteration, f"{name}-scores", part, units, known))
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from nashtune.errors import StoreError
 from nashtune.progress import Advance, progress
-from nashtune.recipe import Oracle, SelfOracle, identity
+from nashtune.recipe import Oracle, Recipe, SelfOracle, identity
 from nashtune.records import Policy
 from nashtune.run import Run, Stage
 from nashtune.scale.local import LocalEngine, Role, Unit
@@ -40,13 +40,25 @@ def stage_units(stage: Stage, inputs: Sequence[Any]) -> Units:
 
 def engine_of(run: Run) -> LocalEngine:
     """The run's engine, made at first use and closed with the run."""
-    preload = None if run.recipe.sampling.engine == "scripted" else "nashtune.sampling.native"
-    return run.resource("engine", lambda: run.hold(closing(LocalEngine(run.recipe.scale.workers, preload))))
+    return run.resource("engine", lambda: run.hold(closing(_new_engine(run.recipe))))
+
+
+def _new_engine(recipe: Recipe) -> LocalEngine:
+    workers, sampling = recipe.scale.workers, recipe.sampling
+    if sampling.engine == "vllm" and workers > 1:  # each vLLM takes all of its devices
+        from nashtune.sampling.on_vllm.place import worker_environments
+
+        return LocalEngine(workers, "nashtune.sampling.on_vllm.engine", worker_environments(sampling.vllm, workers))
+    return LocalEngine(workers, "nashtune.sampling.native" if sampling.engine == "native" else None)
 
 
 def warm_up(run: Run) -> None:
     """Where something is left to do, let the sampling processes start while the prompts are read."""
     if not run.finished(run.recipe.iterations):
+        if run.recipe.sampling.engine == "vllm":
+            from nashtune.sampling.on_vllm.place import check_installed
+
+            check_installed(run.recipe.sampling)
         engine_of(run).start()
 
 

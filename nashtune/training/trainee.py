@@ -18,6 +18,7 @@ from nashtune.model.attention import PackedKernel, check_kernel
 from nashtune.model.loading import DTYPES, bf16_is_fast, load_model, load_tokenizer, save_policy
 from nashtune.recipe import LoraSection, TrainSection
 from nashtune.records import Policy
+from nashtune.store.files import write_json
 from nashtune.training.activations import ActivationBudget
 from nashtune.training.kernels import apply_liger, quantize_nf4
 from nashtune.training.logprobs import check_architecture, response_logprobs
@@ -189,6 +190,8 @@ class Trainee:
         partial = folder.with_name(folder.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         adapted.save_pretrained(str(partial))
+        # an engine that serves adapters must know what this one goes on top of
+        write_json(partial / "base.json", {"policy": policy.fingerprint})
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
         return adapted.merge_and_unload()  # type: ignore[operator]
