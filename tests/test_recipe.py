@@ -112,6 +112,14 @@ def test_the_papers_values_are_exact() -> None:
         ({"sampling": {"policy": "first"}}, ["sampling.policy", "'current' or 'initial'", "first"]),
         ({"train": {"learning_rate": [1e-5, -1]}}, ["train.learning_rate is -1"]),
         (
+            {"train": {"optimizer": "adamw_8bit"}, "scale": {"train_processes": 2}},
+            ["scale.train_processes is 2", "train.optimizer 'adamw_8bit'", "accepted: 1"],
+        ),
+        (
+            {"train": {"activation_gb": 2, "liger": True}, "scale": {"train_processes": 2}},
+            ["train.activation_gb is for one process", "train.liger is for one process"],
+        ),
+        (
             {"train": {"activation_gb": 2, "gradient_checkpointing": True}},
             ["train.activation_gb is 2", "train.gradient_checkpointing is true", "one of the two"],
         ),
