@@ -63,14 +63,14 @@ def timed(work: Callable[[], T]) -> tuple[T, float]:
 
 def references(run: Any, pairs: Any) -> None:
     """What training does before its first step: load the model, compute reference log-probs."""
-    from nashtune.training import trainer
+    from nashtune.training.steps import Steps
 
-    step = trainer._Training._step
+    step = Steps.take
 
     def stop(*_: Any) -> Any:
         raise Stop
 
-    trainer._Training._step = stop  # type: ignore[method-assign]
+    Steps.take = stop  # type: ignore[method-assign]
     try:
         from nashtune.stages.training import train
 
@@ -78,7 +78,7 @@ def references(run: Any, pairs: Any) -> None:
     except Stop:
         pass
     finally:
-        trainer._Training._step = step  # type: ignore[method-assign]
+        Steps.take = step  # type: ignore[method-assign]
 
 
 def outputs(run: Any) -> dict[str, bytes]:

@@ -134,11 +134,11 @@ def generate_batch(job: SamplingJob) -> Figures:
 
 
 def vllm(job: SamplingJob) -> Figures:
-    """vLLM in the environment whose Python VLLM_PYTHON names, or in this one."""
-    python = os.environ.get("VLLM_PYTHON")
+    """vLLM in the environment whose Python NASHTUNE_VLLM_PYTHON names, or in this one."""
+    python = os.environ.get("NASHTUNE_VLLM_PYTHON")
     if not python:
         if importlib.util.find_spec("vllm") is None:
-            raise Missing("no vllm here, and VLLM_PYTHON (the Python of an environment that has it) is not set")
+            raise Missing("no vllm here, and NASHTUNE_VLLM_PYTHON (the Python of an environment that has it) is not set")
         python = sys.executable
     script = Path(__file__).with_name("vllm_part.py")
     values = asdict(job) | {"dtype": "bfloat16" if bf16_is_fast() else "float32"}

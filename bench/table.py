@@ -2,8 +2,8 @@
 
     python bench/table.py [--rows sampling,training] [--quick] [--repeats N] [--output FILE]
 
-Exits with 1 where a bar is missed or a part fails. VLLM_PYTHON names the Python of an environment with vLLM, where there is
-one. The rows `quickstart` are measured only when named. README.md beside this file says what each row measures.
+Exits with 1 where a bar is missed or a part fails. NASHTUNE_VLLM_PYTHON names the Python of an environment with vLLM, where
+there is one. The rows `quickstart` are measured only when named. README.md beside this file says what each row measures.
 """
 
 from __future__ import annotations

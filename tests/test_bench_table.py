@@ -204,7 +204,7 @@ def test_peaks_are_found_by_the_device_name() -> None:
 def gpu_table(output: Path, *options: str) -> tuple[int, dict[str, Any]]:
     script = str(BENCH / "gpu" / "table.py")
     command = [sys.executable, script, "--device", "cpu", "--tiny", "--output", str(output), *options]
-    environment = {name: value for name, value in os.environ.items() if name != "VLLM_PYTHON"}
+    environment = {name: value for name, value in os.environ.items() if name != "NASHTUNE_VLLM_PYTHON"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     return done.returncode, json.loads(output.read_text())
 

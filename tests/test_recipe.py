@@ -117,7 +117,7 @@ def test_the_papers_values_are_exact() -> None:
         ),
         (
             {"train": {"activation_gb": 2, "liger": True}, "scale": {"train_processes": 2}},
-            ["train.activation_gb", "train.liger"],
+            ["train.activation_gb is for one process", "train.liger is for one process"],
         ),
         (
             {"train": {"activation_gb": 2, "gradient_checkpointing": True}},

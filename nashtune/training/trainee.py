@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from nashtune.errors import ModelError
 from nashtune.model.attention import PackedKernel, check_kernel
-from nashtune.model.loading import DTYPES, bf16_is_fast, load_model, load_tokenizer, save_policy
+from nashtune.model.loading import DTYPES, bf16_is_fast, default_device, load_model, load_tokenizer, save_policy
 from nashtune.recipe import LoraSection, TrainSection
 from nashtune.records import Policy
 from nashtune.store.files import write_json
@@ -92,7 +92,7 @@ class Trainee:
         """Load a policy that is only read, computing exactly as a trained one does."""
         # Always read in fp32: masters must hold the policy's weights, not their bf16 rounding.
         model = load_model(policy, torch.float32, device)
-        check_kernel(precision.attention, model.device)
+        check_kernel(precision.attention, default_device())  # where it will compute, wherever it is loaded
         _without_dropout(model)
         check_architecture(model)
         if precision.liger:
