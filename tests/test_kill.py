@@ -18,12 +18,12 @@ from tiny_chat import tiny_recipe
 
 NASHTUNE = [sys.executable, "-m", "nashtune.cli", "run"]
 
-# Files whose appearance says that a stage is in the middle of its work.
+# Files whose appearance says that a stage is in the middle of its work, in the order in which a run makes them.
 MOMENTS = [
     "prompts/part-1.parquet",
     "iteration-0/validate-sample/000000-*.parquet",
-    "iteration-1/teacher-pool/000000-*.parquet",
     "iteration-1/sample/000001-*.parquet",
+    "iteration-1/teacher-pool/000000-*.parquet",
     "iteration-1/judge/000000-*.parquet",
     "iteration-1/train/metrics.jsonl",
     "iteration-1/policy.partial",
@@ -33,7 +33,7 @@ MOMENTS = [
     "iteration-2/train/*",
     "average/policy",
     "average/validate-judge/000000-*.parquet",
-    "best/README.md",
+    "average/summary.json",
 ]
 
 
@@ -43,17 +43,10 @@ def results(run: Path) -> dict[str, str]:
     return {str(f.relative_to(run)): hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(kept)}
 
 
-def kill_when(command: list[str], run: Path, pattern: str) -> int | None:
-    """Start the command, kill -9 it as soon as ``pattern`` appears; its exit code (0 where it ended first)."""
-    seen = set(run.glob(pattern))
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    while process.poll() is None:
-        if set(run.glob(pattern)) - seen:
-            process.send_signal(signal.SIGKILL)
-            break
-        time.sleep(0.0005)
-    process.communicate()
-    return process.returncode
+def kill_when(recipe: Path, run: Path, pattern: str) -> int:
+    """Run the recipe until ``pattern`` appears, and then not an operation longer; its exit code."""
+    command = [sys.executable, str(Path(__file__).parent / "killed_at.py"), str(run), pattern, "run", str(recipe)]
+    return subprocess.run(command, capture_output=True, check=False).returncode
 
 
 @pytest.fixture
@@ -71,9 +64,8 @@ def recipes(tiny_folder: Path, tmp_path: Path) -> tuple[Path, Path]:
 def test_killed_in_every_stage_a_run_ends_as_if_never_stopped(recipes: tuple[Path, Path], tmp_path: Path) -> None:
     killed, whole = recipes
     run = tmp_path / "killed" / "tiny"
-    codes = [kill_when([*NASHTUNE, str(killed)], run, moment) for moment in MOMENTS]
-    assert codes.count(-signal.SIGKILL) >= len(MOMENTS) - 3, f"too few kills hit their moment: {codes}"
-    assert set(codes) <= {0, -signal.SIGKILL}
+    codes = {moment: kill_when(killed, run, moment) for moment in MOMENTS}
+    assert codes == dict.fromkeys(MOMENTS, -signal.SIGKILL)
     for file in (killed, whole):
         subprocess.run([*NASHTUNE, str(file)], check=True, capture_output=True)
     assert results(run) == results(tmp_path / "whole" / "tiny")
