@@ -138,7 +138,9 @@ def vllm(job: SamplingJob) -> Figures:
     python = os.environ.get("NASHTUNE_VLLM_PYTHON")
     if not python:
         if importlib.util.find_spec("vllm") is None:
-            raise Missing("no vllm here, and NASHTUNE_VLLM_PYTHON (the Python of an environment that has it) is not set")
+            raise Missing(
+                "no vllm here, and NASHTUNE_VLLM_PYTHON (the Python of an environment that has it) is not set"
+            )
         python = sys.executable
     script = Path(__file__).with_name("vllm_part.py")
     values = asdict(job) | {"dtype": "bfloat16" if bf16_is_fast() else "float32"}
