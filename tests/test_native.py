@@ -170,6 +170,36 @@ def test_the_check_finds_a_wrong_attention(monkeypatch: pytest.MonkeyPatch) -> N
         engine.check_against_plain_forward()
 
 
+@pytest.mark.parametrize(("part", "family"), [("_prompt_scores", "llama"), ("_prompt_values", "gemma2")])
+def test_the_check_finds_a_wrong_share_of_the_prompt(part: str, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = getattr(slots_module.SlotCache, part)
+    monkeypatch.setattr(slots_module.SlotCache, part, lambda self, tensor: right(self, tensor.flip(0)))
+    with pytest.raises(ModelError, match="logits of the native engine differ"):
+        make_engine(family).check_against_plain_forward()
+
+
+def test_the_check_reaches_past_a_short_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = NativeEngine(
+        tiny_model("mistral", attn_implementation=ATTENTION, sliding_window=40), tiny_tokenizer(), (END,)
+    )
+    engine.check_against_plain_forward()
+    right = slots_module.SlotCache._bias
+    monkeypatch.setattr(slots_module.SlotCache, "_bias", lambda self, window, dtype: right(self, None, dtype))
+    with pytest.raises(ModelError, match="MistralForCausalLM: logits of the native engine differ"):
+        engine.check_against_plain_forward()
+
+
+def test_prompts_of_one_answer_and_of_many_go_together() -> None:
+    many = make_requests(6, 4)
+    mixed = [Request(r.prompt_id, (), r.token_ids, r.seeds[: 1 + i % 4]) for i, r in enumerate(many)]
+    expected = run(make_engine(slots=24), many, SAMPLED)
+    for slots in (2, 5, 24):
+        found = run(make_engine(slots=slots), mixed, SAMPLED)
+        assert all(expected[key].token_ids == c.token_ids for key, c in found.items())
+    alone = run(make_engine(slots=5), [Request(r.prompt_id, (), r.token_ids, r.seeds[:1]) for r in many], SAMPLED)
+    assert all(expected[key].token_ids == c.token_ids for key, c in alone.items())
+
+
 def test_unsupported_models_are_refused() -> None:
     with pytest.raises(ModelError, match="loaded with attention 'sdpa'"):
         NativeEngine(tiny_model("llama"), tiny_tokenizer(), (END,))

@@ -92,8 +92,8 @@ def _engine_logits(model: Any, ids: Tensor, lengths: tuple[int, int]) -> tuple[T
     )
     logits, at = [last], [length - 1 for length in lengths]
     for count in range(3):
-        where = prompt + count
-        own = torch.full_like(prompt, count)
+        own = ids.new_tensor([count, count, max(0, count - 1)])  # the row that shares the prompt lags one step behind
+        where = prompt + own
         columns = (round_up(max(lengths)), STEP)
         logits.append(decode(model, slots, Step(ids[where], own, prompt, place, members, 2, columns)))
         at += where.tolist()
