@@ -14,6 +14,7 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     """A parser with the options that these benchmarks take."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print only the JSON object")
+    parser.add_argument("--part", help=argparse.SUPPRESS)  # what a process that the benchmark starts itself is to do
     return parser
 
 
