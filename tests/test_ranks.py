@@ -71,19 +71,22 @@ def trace(job: TrainJob) -> list[dict[str, Any]]:
 
 
 def assert_same_training(one: TrainJob, two: TrainJob) -> None:
-    """The same losses to 5 decimals, everything else of the traces too, and policies that are equal but for rounding."""
+    """The same losses to 5 decimals, everything else of the traces too, and policies that are equal but for rounding. With bf16
+    weights that are trained, one process sums the gradients of embeddings and output layer in fp32, ranks sum rounded ones."""
+    rounded = one.train.precision == "bfloat16" and one.train.lora is None
+    loss, rest = (1e-3, 2e-2) if rounded else (FIVE_DECIMALS, 1e-4)
     for expected, found in zip(trace(one), trace(two), strict=True):
-        assert found["loss"] == pytest.approx(expected["loss"], abs=FIVE_DECIMALS)
+        assert found["loss"] == pytest.approx(expected["loss"], abs=loss)
         for name, value in expected.items():
             if name not in ("loss", "seconds"):
-                assert found[name] == (value if value is None else pytest.approx(value, rel=1e-4, abs=1e-4)), name
+                assert found[name] == (value if value is None else pytest.approx(value, rel=rest, abs=rest)), name
     start = load_file(one.policy.folder / "model.safetensors")
     weights = [load_file(job.output / "model.safetensors") for job in (one, two)]
     assert weights[0].keys() == weights[1].keys()
     for name, expected in weights[0].items():
         moved = (expected - start[name]).norm()
         # Adam divides by the gradient's size, which blows rounding up where it is about 0; the bound allows for it.
-        assert (weights[1][name] - expected).norm() <= 0.02 * moved, name
+        assert (weights[1][name] - expected).norm() <= (0.2 if rounded else 0.02) * moved, name
     assert {f.name for f in one.output.iterdir()} == {f.name for f in two.output.iterdir()}
 
 
