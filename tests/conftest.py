@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from nashtune.records import Policy
+
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -22,3 +24,19 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_tiny_policy(folder / "policy")
     write_prompts(folder / "prompts.jsonl", 40)
     return folder
+
+
+@pytest.fixture(scope="session")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Policy:
+    """A tiny policy to train."""
+    from tiny_pairs import tiny_policy
+
+    return tiny_policy(tmp_path_factory.mktemp("policy") / "zero")
+
+
+@pytest.fixture(scope="session")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Policy:
+    """Another one, of the same shape."""
+    from tiny_pairs import tiny_policy
+
+    return tiny_policy(tmp_path_factory.mktemp("policy") / "other", seed=1)

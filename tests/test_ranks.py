@@ -15,7 +15,7 @@ import pytest
 import torch
 from ranks import train_in_ranks
 from safetensors.torch import load_file
-from tiny_pairs import learnable_pairs, tiny_job, tiny_policy
+from tiny_pairs import learnable_pairs, six_steps, tiny_job, tiny_policy
 from transformers import AutoModelForCausalLM
 
 from nashtune.errors import ModelError, TrainingError
@@ -50,20 +50,6 @@ class Stop(Exception):
 def stop_after_3(metrics: StepMetrics) -> None:
     if metrics.step == 3:
         raise Stop
-
-
-@pytest.fixture(scope="module")
-def policy(tmp_path_factory: pytest.TempPathFactory) -> Policy:
-    return tiny_policy(tmp_path_factory.mktemp("policy") / "zero")
-
-
-@pytest.fixture(scope="module")
-def other(tmp_path_factory: pytest.TempPathFactory) -> Policy:
-    return tiny_policy(tmp_path_factory.mktemp("policy") / "other", seed=1)
-
-
-def six_steps(folder: Path, policy: Policy, **changes: Any) -> TrainJob:
-    return tiny_job(folder, policy, learnable_pairs(11), epochs=2, **changes)
 
 
 def trace(job: TrainJob) -> list[dict[str, Any]]:

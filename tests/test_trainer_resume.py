@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from tiny_pairs import learnable_pairs, tiny_job, tiny_policy
+from tiny_pairs import learnable_pairs, six_steps
 
 from nashtune.errors import StoreError, TrainingError
 from nashtune.recipe import LoraSection
@@ -42,20 +42,6 @@ def stop_after(step: int) -> Any:
             raise Stop
 
     return on_step
-
-
-@pytest.fixture(scope="module")
-def policy(tmp_path_factory: pytest.TempPathFactory) -> Policy:
-    return tiny_policy(tmp_path_factory.mktemp("policy") / "zero")
-
-
-@pytest.fixture(scope="module")
-def other(tmp_path_factory: pytest.TempPathFactory) -> Policy:
-    return tiny_policy(tmp_path_factory.mktemp("policy") / "other", seed=1)
-
-
-def six_steps(folder: Path, policy: Policy, **changes: Any) -> TrainJob:
-    return tiny_job(folder, policy, learnable_pairs(11), epochs=2, **changes)
 
 
 def result_bytes(job: TrainJob) -> bytes:

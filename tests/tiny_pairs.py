@@ -60,3 +60,8 @@ def tiny_job(
         folder=folder / "train",
         output=folder / "policy",
     )
+
+
+def six_steps(folder: Path, policy: Policy, **changes: Any) -> TrainJob:
+    """A job of two epochs of three steps."""
+    return tiny_job(folder, policy, learnable_pairs(11), epochs=2, **changes)
