@@ -17,6 +17,7 @@ GET /stats counts, POST /script {"script": [...]} appends.
 | nologprobs, one | leaves out log-probs that were asked for; gives one choice whatever n |
 | usage:JSON, model:NAME | a reply with that usage, from that model |
 | emoji | the content ends in half an emoji, as JSON can spell it |
+| says:TEXT | that text |
 | leak | an ordinary reply that repeats the key it got |
 | body | status 200 with half a body in JSON |
 | 400:MESSAGE, 401, 404, 408, 429[:RETRY-AFTER], 500, 503 | that status; 401 repeats the key it got |
@@ -179,7 +180,10 @@ class _Handler(BaseHTTPRequestHandler):
             return self._reset()
         odd = {"leak": {"debug": key}, "model": {"model": argument}}.get(behaviour, {})
         odd |= {"usage": json.loads(argument)} if behaviour == "usage" else {}
-        reply = json.dumps(completion(behaviour, body) | odd)
+        answer = completion(behaviour, body)
+        if behaviour == "says":
+            answer["choices"][0]["message"]["content"] = argument
+        reply = json.dumps(answer | odd)
         return self._send(200, reply[: len(reply) // 2] if behaviour == "body" else reply)
 
     def _reset(self) -> None:

@@ -267,3 +267,13 @@ def test_every_benchmark_can_begin(script: str) -> None:
     """What it imports at module level is there."""
     done = subprocess.run([sys.executable, str(BENCH / script), "--help"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("script", ["dispatch.py", "judge_chaos.py"])
+def test_benchmarks_start_their_judge_server(script: str) -> None:
+    command = [sys.executable, str(BENCH / script), "--part", "serve"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        said = server.stdout.readline()
+        server.kill()
+    assert said.strip()

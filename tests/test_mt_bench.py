@@ -125,6 +125,22 @@ def test_every_turn_is_rated_through_the_server_and_unusable_replies_are_told(be
         mt_bench_scores(grades)
 
 
+def test_ratings_come_through_the_server(bench: MtBench) -> None:
+    answers = {0: ("a", "b"), 1: ("c", "d")}
+    with JudgeServer(["says:Fine. Rating: [[7]]"] * 4) as server:
+        grades = ask(server, lambda dispatcher: grade(bench, answers, dispatcher))
+    assert [(g.question, g.turn, g.score) for g in grades] == [(0, 1, 7), (0, 2, 7), (1, 1, 7), (1, 2, 7)]
+
+
+def test_a_judge_that_always_names_the_first_shown_prefers_nobody(bench: MtBench) -> None:
+    first, second = ({0: (f"{name} one", f"{name} two")} for name in ("left", "right"))
+    with JudgeServer(["says:[[A]]"] * 4) as server:
+        games = ask(server, lambda dispatcher: compare(bench, first, second, dispatcher))
+    assert [game.winners for game in games] == [("1", "2"), ("1", "2")]
+    scores = pair_scores(games)
+    assert (scores.wins, scores.losses, scores.ties, scores.flipped) == (0, 0, 2, 2)
+
+
 def test_games_are_shown_in_both_orders(bench: MtBench) -> None:
     first, second = ({q.id: (f"{name} {q.id}", name) for q in bench.questions} for name in ("left", "right"))
     with JudgeServer() as server:

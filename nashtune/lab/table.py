@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-from nashtune.evaluate.winrate import student_t_quantile, win_rate
+from nashtune.evaluate.improvement import mean_interval
+from nashtune.evaluate.winrate import win_rate
 from nashtune.lab.outcomes import ByPrompt, Outcome
 from nashtune.records import Interval, IterationSummary
 
@@ -133,11 +133,10 @@ def _difference(
 
 def mean_difference(per_prompt: Sequence[float], confidence: float) -> Interval:
     """Mean of differences in [-1, 1] with Student's interval; a single prompt has none narrower than [-1, 1]."""
-    n, mean = len(per_prompt), fmean(per_prompt)
-    if n == 1:
-        return Interval(mean, -1.0, 1.0, 1)
-    half = student_t_quantile(confidence, n - 1) * stdev(per_prompt, mean) / math.sqrt(n)
-    return Interval(mean, max(-1.0, mean - half), min(1.0, mean + half), n)
+    found = mean_interval(per_prompt, confidence)
+    if found is None:
+        return Interval(per_prompt[0], -1.0, 1.0, 1)
+    return Interval(found.value, max(-1.0, found.low), min(1.0, found.high), found.n)
 
 
 def _spread(rows: Sequence[IterationSummary], read: Callable[[IterationSummary], float | None]) -> Spread | None:
