@@ -46,13 +46,16 @@ def run(
         from nashtune.show import print_summary
 
         best = improve(settings, folder, on_iteration=lambda r, s: print_summary(r, s), tell=print)
+        from nashtune.evaluated import all_scores
         from nashtune.report.assemble import write_report
         from nashtune.run import Run
         from nashtune.show import print_table
+        from nashtune.show_evaluations import print_run_evaluations
         from nashtune.summaries import AVERAGE
 
         done = Run.read(folder or Path(settings.folder) / settings.name)
         print_table(done)
+        print_run_evaluations(all_scores(done.folder), done.passed_over())
         print(f"report  {write_report(done)}")
         if best is not None:
             name = "the average of all iterations" if best.iteration == AVERAGE else f"iteration {best.iteration}"

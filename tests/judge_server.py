@@ -141,7 +141,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         judge = self.judge
-        data = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        length = int(self.headers.get("Content-Length", 0))
+        data = self.rfile.read(length)
+        if len(data) < length:  # the client was killed while it sent
+            self.close_connection = True
+            return None
         if self._batch_api(data):
             return None
         body = json.loads(data)
@@ -206,6 +210,8 @@ def completion(behaviour: str, body: dict[str, Any]) -> dict[str, Any]:
     answers = answers_in(asked)
     if answers is None and body.get("max_tokens") == 1 and body.get("top_logprobs"):
         content = "mM"[share_of_m(messages) < 0.5]
+    elif answers is None and any("[[rating]]" in message["content"] for message in messages):
+        content = f"Rating: [[{1 + round(9 * share_of_m(messages))}]]"
     elif answers is None:
         content = _sentence(body)
     elif "Reply with one character" in asked:

@@ -3,7 +3,7 @@
 import ast
 import importlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import yaml
@@ -32,6 +32,7 @@ from nashtune.recipe import (
 from nashtune.recipe.loading import _sections_in
 from nashtune.recipe.objectives import SECTIONS, ObjectiveSection
 from nashtune.starter import write_starter
+from nashtune.suites.registry import SUITES
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
 
@@ -334,3 +335,31 @@ def test_init_writes_a_recipe_that_parses_whatever_it_is_given(tmp_path: Path) -
     assert (recipe.policy.model, recipe.prompts.source, recipe.name) == (given["model"], given["prompts"], "my-recipe")
     with pytest.raises(RecipeError, match="exists already"):
         write_starter(file, **given, force=False)
+
+
+def test_what_a_policy_is_chosen_by_is_a_figure_of_the_contest_or_of_a_suite_that_looks_at_each_iteration() -> None:
+    suite = {"suite": "alpaca_eval", "when": "each"}
+    chosen = parse_recipe(minimal(evaluate=[suite], validate={"select": "alpaca_eval_lc"}))
+    assert chosen.evaluation("alpaca_eval_lc") == (chosen.evaluate[0], "lc")
+    named = [suite | {"name": "ours"}]
+    assert parse_recipe(minimal(evaluate=named, validate={"select": "ours_win_rate"})).evaluate[0].called == "ours"
+    for evaluate, select, problem in (
+        ([], "win_rate", "accepted: win_rate_vs_initial, mean_score, satisfied_and_good, or a metric of a suite"),
+        ([suite], "mt_bench", "satisfied_and_good, alpaca_eval_lc, alpaca_eval_win_rate"),
+        ([suite | {"when": "end"}], "alpaca_eval_lc", "accepted: when 'each'"),
+        ([suite, suite], "mean_score", "2 evaluations called 'alpaca_eval'"),
+        ([{"suite": "mt_bench", "data": "d", "mode": "pairwise"}], "mean_score", "baseline is not set"),
+        ([{"suite": "mt"}], "mean_score", "'alpaca_eval', 'mt_bench'"),
+        ([{"suite": "mt_bench", "dta": "d"}], "mean_score", "accepted keys: .*data, judge"),
+    ):
+        with pytest.raises(RecipeError, match=problem):
+            parse_recipe(minimal(evaluate=evaluate, validate={"select": select}))
+
+
+def test_evaluations_change_no_identity_and_their_metrics_are_those_of_the_suites() -> None:
+    base = parse_recipe(minimal())
+    assert parse_recipe(minimal(evaluate=[{"suite": "alpaca_eval"}])).identity_hash() == base.identity_hash()
+    assert set(SUITES) == set(SUITE_SECTIONS)
+    for name, section in SUITE_SECTIONS.items():
+        assert section.model_fields["suite"].annotation == Literal[name]
+        assert section.metrics

@@ -20,6 +20,7 @@ from nashtune.planning.bills import (
     judge_bills,
     teacher_bill,
 )
+from nashtune.planning.evaluations import evaluation_bills, evaluations_of
 from nashtune.planning.lengths import Lengths, filler_text
 from nashtune.planning.measured import Answers, Measured
 from nashtune.planning.work import Work
@@ -166,10 +167,20 @@ class Estimator:
                     t, "judge", prompts, self.recipe.sampling.k, self.teachers, self.train_texts, judge
                 )
                 found.append(self._training(t))
-            found += self._validation(t)
+            found += [*self._validation(t), *self._evaluations(t)]
         if self.recipe.average == "weights":
-            found += self._validation(AVERAGE)
+            found += [*self._validation(AVERAGE), *self._evaluations(AVERAGE)]
         return found
+
+    def _evaluations(self, t: int) -> list[Row]:
+        """Answers and verdicts of each suite; its time is not known."""
+        rows: list[Row] = []
+        for section in evaluations_of(self.recipe, t):
+            if (asks := section.asks()) is not None:
+                tokens, name = asks.prompts * asks.turns * self.student.tokens, section.called
+                rows.append(Row(t, f"{name} answers", items=asks.prompts * asks.turns, tokens=tokens))
+                rows += self._paid(t, name, asks.calls, evaluation_bills(section, self.student.tokens), None)
+        return rows
 
     def _validation(self, t: int) -> list[Row]:
         """Held-out sets: this policy, the earlier ones that it is compared with, and the teacher; and its divergence."""
@@ -313,6 +324,11 @@ class Estimator:
             )
         pairs = f"measured ({m.source})" if m.pairs_per_prompt is not None else "assumed"
         found.append(f"{self.pairs_per_prompt:.1f} new training pairs a prompt: {pairs}")
+        if self.recipe.evaluate:
+            found.append(
+                "evaluations have the published data's sizes, answers as long as the policy's to the recipe's prompts, and no "
+                "known time"
+            )
         if m.times is not None:
             found += [f"seconds of {text}" for text in m.times.assumptions()]
         if self.set_bills or self.recipe.teacher.kind == "remote":

@@ -7,6 +7,7 @@ Another suite is a subclass of ``SuiteSection`` with its own `suite` literal, in
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -14,6 +15,21 @@ from pydantic import Field, model_validator
 from nashtune.recipe.base import NEUTRAL, Section
 from nashtune.recipe.engine import EngineSection
 from nashtune.recipe.sections import SamplingSection, VllmSection
+
+
+@dataclass(frozen=True, slots=True)
+class Asks:
+    """About what a suite takes with its published data, for `nashtune plan`: ``prompts`` answered in ``turns`` turns; ``calls``
+    of the judge, each of ``tokens`` besides the answers it shows, ``answers`` of the policy's (a baseline's are like them), a
+    reply of ``reply`` tokens and at most ``longest``."""
+
+    prompts: int
+    turns: int = 1
+    calls: int = 0
+    tokens: int = 0
+    answers: float = 0.0
+    reply: int = 0
+    longest: int = 0
 
 
 class SuiteSection(Section):
@@ -47,6 +63,10 @@ class SuiteSection(Section):
         judge = getattr(self, "judge", None)
         return (judge,) if isinstance(judge, EngineSection) else ()
 
+    def asks(self) -> Asks | None:
+        """What it takes; None where nobody knows without the data."""
+        return None
+
     def problems(self) -> list[str]:
         """Settings of this suite that fight each other, each as a sentence."""
         return []
@@ -75,6 +95,9 @@ class AlpacaEvalSection(SuiteSection):
     """How a judged row finds its instruction's difficulty for length control. parity: by its place among the rows, as
     published figures do, which takes another instruction's where rows are missing before it; correct: by its prompt."""
 
+    def asks(self) -> Asks:
+        return Asks(prompts=805, calls=805, tokens=900, answers=1, reply=1, longest=1)
+
 
 class MtBenchSection(SuiteSection):
     """MT-Bench: 80 questions of two turns, each answer rated from 1 to 10, or compared with a baseline's in both orders."""
@@ -98,6 +121,11 @@ class MtBenchSection(SuiteSection):
     """Nucleus mass of the policy's answers."""
     max_new_tokens: int = Field(default=1024, ge=1)
     """Longest answer to a turn (tokens)."""
+
+    def asks(self) -> Asks:
+        if self.mode == "pairwise":
+            return Asks(prompts=80, turns=2, calls=320, tokens=490, answers=3, reply=180, longest=2048)
+        return Asks(prompts=80, turns=2, calls=160, tokens=390, answers=1.5, reply=180, longest=2048)
 
     def problems(self) -> list[str]:
         if self.mode == "pairwise" and self.baseline is None:

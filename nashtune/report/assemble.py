@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
+from nashtune.evaluated import all_scores
 from nashtune.records import Judgment, Pair, Prompt, Response
 from nashtune.report.health import SETS, JudgedStage
 from nashtune.report.html import ReportInput, ShownAnswer, SideBySide, render_report
@@ -46,6 +47,8 @@ def assemble(run: Run) -> ReportInput:
         health=list(_health(run)),
         average=run.averaged(),
         exported=run.exported(),
+        evaluations=all_scores(run.folder),
+        passed_over=run.passed_over(),
     )
 
 

@@ -14,6 +14,7 @@ from markupsafe import Markup
 from nashtune.errors import StoreError
 from nashtune.records import Finish, IterationSummary
 from nashtune.report import charts, tables
+from nashtune.report.evaluations import shown_evaluations
 from nashtune.report.health import JudgedStage, health_alarms, health_table
 from nashtune.report.tables import PAIR_KINDS, interval_range, percent, union
 from nashtune.report.templates import template
@@ -61,7 +62,8 @@ class ReportInput:
     any of loss, margin, accuracy, grad_norm, learning_rate, nll. ``pair_margins``: score (or win-rate) differences of
     new pairs by kind. ``lengths``: words of each validation answer. ``prompt_report``: how prompts were read, by name.
     ``health``: the judge's, per judging stage; its alarms are shown with ``alarms``. ``average``: the row of the averaged policy;
-    ``exported``: which policy lies in best/, in words.
+    ``exported``: which policy lies in best/, in words. ``evaluations``: what each recorded, by name and iteration;
+    ``passed_over``: iterations that cannot be the best, and why.
     """
 
     name: str
@@ -80,6 +82,8 @@ class ReportInput:
     health: Sequence[JudgedStage] = ()
     average: IterationSummary | None = None
     exported: str = ""
+    evaluations: Mapping[str, Mapping[int, Mapping[str, Any]]] = field(default_factory=dict)
+    passed_over: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +113,13 @@ def length_alarms(summaries: Sequence[IterationSummary]) -> list[str]:
         if reasons:
             found.append(f"Iteration {t}: mean words per answer {now:,.1f}, " + " and ".join(reasons) + ".")
     return found
+
+
+def _passed_over(data: ReportInput) -> list[str]:
+    return [
+        f"{column_name(t).capitalize()} cannot be the best by {selection(data.recipe)}: {reason}"
+        for t, reason in data.passed_over.items()
+    ]
 
 
 def confidence_label(recipe: Mapping[str, Any]) -> str:
@@ -279,13 +290,16 @@ def render_report(data: ReportInput) -> str:
         header_facts=_header_facts(data),
         confidence=confidence_label(data.recipe),
         selection=selection(data.recipe),
-        alarms=list(dict.fromkeys([*data.alarms, *length_alarms(summaries), *health_alarms(data.health)])),
+        alarms=list(
+            dict.fromkeys([*data.alarms, *_passed_over(data), *length_alarms(summaries), *health_alarms(data.health)])
+        ),
         columns=[(s.iteration, column_name(s.iteration)) for s in shown],
         groups=groups,
         unmeasured=[row.full_label for group in groups for row in group.rows if not row.known],
         win_rates=list(_win_rate_figure(summaries)),
         dynamics_columns=[name for name, _ in tables.DYNAMICS],
         dynamics=tables.dynamics_rows(summaries),
+        evaluations=shown_evaluations(data.evaluations),
         theory=theory(summaries, data.average, data.recipe),
         health=health_table(data.health),
         lengths=list(_length_figure(data)),

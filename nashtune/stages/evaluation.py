@@ -40,7 +40,8 @@ def evaluate(subject: Subject, section: SuiteSection) -> Scores:
     suite = open_suite(section)
     folder = subject.folder / section.called / subject.place
     given = None if subject.answers is None else suite.read_answers(subject.answers)
-    _adopt(folder, _identity(subject, section, suite, None if given is None else given.answers))
+    made_from = _identity(subject, section, suite, None if given is None else given.answers)
+    _refuse_drift(folder, made_from)
     shown = {"confidence": subject.confidence, **_shown(section)}
     if (found := _finished(folder, shown)) is not None:
         return found
@@ -48,6 +49,7 @@ def evaluate(subject: Subject, section: SuiteSection) -> Scores:
     verdicts = folder / "verdicts.jsonl"
     if suite.engine is not None and not verdicts.exists():
         _check_judge(subject, section, suite, suite.engine)
+    write_json(folder / "identity.json", made_from)
     answers = given.answers if given else suite_answers(subject, suite, folder)
     if not verdicts.exists():
         rows = _judge(subject, section, suite, answers, folder)
@@ -65,7 +67,7 @@ def evaluate(subject: Subject, section: SuiteSection) -> Scores:
         "cost_usd": math.fsum(row.get("cost_usd") or 0.0 for row in rows) if suite.engine else None,
         "shown": shown,
         "settings": section.model_dump(mode="json"),
-        "made_from": read_json(folder / "identity.json"),
+        "made_from": made_from,
     }
     write_json(folder / "scores.json", record)
     return record
@@ -77,7 +79,7 @@ def _identity(subject: Subject, section: SuiteSection, suite: Suite, given: Answ
     sampler = [own.engine, own.dtype, list(own.stop_tokens), subject.seed]
     policy = {"policy": subject.fingerprint, "sampler": sampler} if given is None else {"answers": content_hash(given)}
     settings = {name: value for name, value in identity(section).items() if name not in FINGERPRINTED}
-    return {"settings": settings, "suite": suite.identity(), **policy}
+    return json.loads(json.dumps({"settings": settings, "suite": suite.identity(), **policy}))
 
 
 def _shown(section: SuiteSection) -> dict[str, Any]:
@@ -85,14 +87,10 @@ def _shown(section: SuiteSection) -> dict[str, Any]:
     return {"difficulty": section.difficulty} if hasattr(section, "difficulty") else {}  # type: ignore[attr-defined]
 
 
-def _adopt(folder: Path, now: Mapping[str, Any]) -> None:
-    """Keep what the evaluation is made from. Raises DriftError where it began from something else."""
-    file, now = folder / "identity.json", json.loads(json.dumps(now))
-    if not file.exists():
-        write_json(file, now)
-        return
-    before = read_json(file)
-    if before != now:
+def _refuse_drift(folder: Path, now: Mapping[str, Any]) -> None:
+    """Raises DriftError where the evaluation began from something else."""
+    file = folder / "identity.json"
+    if file.exists() and (before := read_json(file)) != now:
         flat_before, flat_now = _flat(before), _flat(now)
         keys = sorted(key for key in flat_before | flat_now if flat_before.get(key) != flat_now.get(key))
         detail = "; ".join(f"{key}: {flat_before.get(key)!r} -> {flat_now.get(key)!r}" for key in keys)
@@ -137,7 +135,9 @@ async def _paid(subject: Subject, suite: Suite, engine: EngineSection, answers: 
     try:
         shown = asyncio.create_task(_progress(subject, suite.calls, title))
         try:
-            return await suite.judge(answers, dispatcher)
+            rows = await suite.judge(answers, dispatcher)
+            # a reply out of the ledger and one just bought cost the same, to the byte
+            return [row | {"cost_usd": float(row["cost_usd"])} if "cost_usd" in row else row for row in rows]
         finally:
             shown.cancel()
             await asyncio.gather(shown, return_exceptions=True)
