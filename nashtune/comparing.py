@@ -136,7 +136,7 @@ def _paired_suite(
             ]
             full = {end: metric for metric, end in section.metric_names().items()}
             for end, (interval, p) in suite.differences((rows[0], ()), (rows[1], ()), level).items():
-                yield found | _row(full[end], section.metrics[end], interval, p)
+                yield found | _row(full[end], section.unit(end), interval, p)
     except (EvaluationError, StoreError) as error:
         remarks.append(f"{name}: not compared further: {error}")
 

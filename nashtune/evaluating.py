@@ -17,6 +17,7 @@ from nashtune.stages.subject import of_model, of_run, plain_name
 from nashtune.store.files import write_json
 from nashtune.suites.registry import SUITES, open_suite
 from nashtune.suites.suite import ReadsVerdicts
+from nashtune.summaries import AVERAGE
 
 OWN = frozenset(EvaluationFile.model_fields) - {"evaluate"}
 """Settings of an evaluation file that are no suite's."""
@@ -95,7 +96,7 @@ def _override(raw: dict[str, Any], text: str, *, in_run: bool) -> None:
 
 
 def evaluate_run(folder: Path, iteration: str, settings: EvaluationFile) -> Iterator[Scores]:
-    """A run's policies: ``iteration`` is a number, "best" or "all". Raises EvaluationError where there is none such."""
+    """A run's policies: ``iteration`` is a number, "best", "average" or "all". Raises EvaluationError where there is none such."""
     with Run.open(Run.read(folder).recipe, folder) as run:
         for t in _iterations(run, iteration):
             for section in settings.evaluate:
@@ -106,6 +107,8 @@ def _iterations(run: Run, wanted: str) -> list[int]:
     finished = [summary.iteration for summary in run.summaries()]
     if wanted == "all":
         return finished
+    if wanted == "average" and run.averaged() is not None:
+        return [AVERAGE]
     if wanted == "best":
         best = run.held_in_best()
         if best is None and (row := run.best()) is not None:
@@ -116,7 +119,7 @@ def _iterations(run: Run, wanted: str) -> list[int]:
             )
         return [best]
     if not wanted.isdigit() or int(wanted) not in finished:
-        raise EvaluationError(f"--iteration {wanted}: {run.folder} has {finished}; accepted: one of them, best, or all")
+        raise EvaluationError(f"--iteration {wanted}: {run.folder} has {finished}; accepted: one of them, best, average (where there is one), or all")
     return [int(wanted)]
 
 

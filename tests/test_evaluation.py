@@ -20,6 +20,7 @@ from nashtune.cli import app
 from nashtune.evaluated import all_scores, scores_of
 from nashtune.recipe import AlpacaEvalSection, load_recipe
 from nashtune.run import Run
+from nashtune.show_evaluations import print_comparison
 from nashtune.store.files import write_json
 from nashtune.suites.alpaca_eval.suite import AlpacaEval2
 from nashtune.summaries import called
@@ -224,7 +225,7 @@ def test_answers_that_only_length_control_likes_are_unfit_for_selection(data: Pa
 # ---- comparing -----------------------------------------------------------------------------------------------------------
 
 
-def test_two_runs_are_compared_on_the_same_prompts(runs: Path) -> None:
+def test_two_runs_are_compared_on_the_same_prompts(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = cli("compare", runs / "one", runs / "two", "--json")
     assert found["recipe"] == [{"setting": "train.learning_rate", "a": 1e-3, "b": 3e-3}]
     assert [row["iteration"] for row in found["iterations"]] == [0, 1, 2]
@@ -243,7 +244,10 @@ def test_two_runs_are_compared_on_the_same_prompts(runs: Path) -> None:
     assert of_one is not None
     assert held_out[0]["a"] == pytest.approx(100 * of_one.value)
     assert held_out[0]["difference"]["n"] == 8
-    assert "a less b, on the same prompts" in cli("compare", runs / "one", runs / "two")
+    print_comparison(found)
+    shown = capsys.readouterr().out
+    assert "a less b, on the same prompts" in shown
+    assert f"{row['difference']['value']:+.1f} [" in shown
 
 
 # ---- models and files ----------------------------------------------------------------------------------------------------

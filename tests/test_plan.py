@@ -319,3 +319,22 @@ def test_payoffs_are_counted_and_so_are_the_average_and_the_divergence(tmp_path:
     assert [row.stage for row in plan.rows if row.iteration == AVERAGE] == ["validate-sample", "validate-judge"]
     without = make_plan(native.model_copy(update={"average": "best"}))
     assert (plan.disk.policies or 0) - (without.disk.policies or 0) == 4 * (plan.disk.parameters or 0) > 0
+
+
+def test_evaluations_by_suites_are_planned_by_their_published_sizes(tmp_path: Path) -> None:
+    suites = [
+        {"suite": "alpaca_eval", "when": "each", "judge": ENGINE, "max_new_tokens": 100},
+        {"suite": "mt_bench", "data": "absent", "judge": ENGINE},
+    ]
+    plan = make_plan(planned(tmp_path, evaluate=suites), answer_tokens=50)
+    rows = {(row.iteration, row.stage): row for row in plan.rows}
+    asked = [t for t in range(3) if (t, "alpaca_eval") in rows]
+    assert asked == [0, 1, 2]
+    row = rows[1, "alpaca_eval"]
+    assert (row.calls, row.prompt_tokens, row.completion_tokens) == (805, 805 * 950, 805)
+    assert row.usd == pytest.approx(805 * (950 * 10 + 1 * 30) / 1e6)
+    assert row.usd_worst == pytest.approx(805 * (4 * (900 + 100) * 10 + 1 * 30) / 1e6)
+    assert rows[2, "alpaca_eval answers"].tokens == 805 * 50
+    assert [t for t in range(3) if (t, "mt_bench") in rows] == [0, 2], "at the end: the first and the exported policy"
+    assert rows[2, "mt_bench"].calls == 160
+    assert any("published data's sizes" in text for text in plan.assumptions)

@@ -32,7 +32,7 @@ def evaluate(
         list[str] | None,
         typer.Option("-o", metavar="KEY=VALUE", help="A setting, as judge.model=gpt-4o or mt_bench.data=FOLDER."),
     ] = None,
-    iteration: Annotated[str, typer.Option(help="Of a run: a number, best, or all.")] = "best",
+    iteration: Annotated[str, typer.Option(help="Of a run: a number, best, average, or all.")] = "best",
     recipe: Annotated[Path | None, typer.Option(help="A file with an `evaluate` section.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of a model's evaluations; evaluations/MODEL.")] = None,
     annotations: Annotated[

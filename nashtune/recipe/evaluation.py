@@ -63,6 +63,10 @@ class SuiteSection(Section):
         judge = getattr(self, "judge", None)
         return (judge,) if isinstance(judge, EngineSection) else ()
 
+    def unit(self, end: str) -> str:
+        """The unit of a metric, by the end of its name."""
+        return self.metrics[end]
+
     def asks(self) -> Asks | None:
         """What it takes; None where nobody knows without the data."""
         return None

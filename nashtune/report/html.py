@@ -167,8 +167,9 @@ def details_sentence(data: ReportInput) -> str:
     said, start = [], next((s for s in data.summaries if s.iteration == 0), None)
     whose = f"Iteration {chosen.iteration}" if chosen.iteration else "The initial policy"
     if teacher := chosen.win_rate_vs_teacher:
+        p = "" if chosen.p_beats_teacher is None else f"; one-sided p {tables.p_value(chosen.p_beats_teacher)}"
         said.append(
-            f"{whose} wins {percent(teacher.value)} of contests against the teacher ({interval_range(teacher)})."
+            f"{whose} wins {percent(teacher.value)} of contests against the teacher ({interval_range(teacher)}{p})."
         )
     if chosen.satisfied_and_good is not None and start and start.satisfied_and_good is not None and chosen.iteration:
         now, before = percent(chosen.satisfied_and_good), percent(start.satisfied_and_good)

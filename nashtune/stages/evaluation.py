@@ -96,7 +96,7 @@ def _refuse_drift(folder: Path, now: Mapping[str, Any]) -> None:
         detail = "; ".join(f"{key}: {flat_before.get(key)!r} -> {flat_now.get(key)!r}" for key in keys)
         raise DriftError(
             f"{folder}: this evaluation began with other settings ({detail}). Figures would mix two. Accepted: the old values, "
-            "another `name` for the evaluation, or another folder (--out)"
+            "another `name` for the evaluation; for a model, another folder (--out) too"
         )
 
 
@@ -212,8 +212,7 @@ def scores_record(section: SuiteSection, scores: SuiteScores) -> Scores:
         "name": section.called,
         "suite": section.suite_name,
         "metrics": {
-            _full(section, end): _interval(value) | {"unit": section.metrics[end]}
-            for end, value in scores.metrics.items()
+            _full(section, end): _interval(value) | {"unit": section.unit(end)} for end, value in scores.metrics.items()
         },
         "counts": dict(scores.counts),
         "facts": _finite(dict(scores.facts)),
