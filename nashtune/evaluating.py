@@ -96,7 +96,8 @@ def _override(raw: dict[str, Any], text: str, *, in_run: bool) -> None:
 
 
 def evaluate_run(folder: Path, iteration: str, settings: EvaluationFile) -> Iterator[Scores]:
-    """A run's policies: ``iteration`` is a number, "best", "average" or "all". Raises EvaluationError where there is none such."""
+    """A run's policies: ``iteration`` is a number, "best", "average" or "all". Raises EvaluationError where there is
+    none such."""
     with Run.open(Run.read(folder).recipe, folder) as run:
         for t in _iterations(run, iteration):
             for section in settings.evaluate:
@@ -119,7 +120,9 @@ def _iterations(run: Run, wanted: str) -> list[int]:
             )
         return [best]
     if not wanted.isdigit() or int(wanted) not in finished:
-        raise EvaluationError(f"--iteration {wanted}: {run.folder} has {finished}; accepted: one of them, best, average (where there is one), or all")
+        raise EvaluationError(
+            f"--iteration {wanted}: {run.folder} has {finished}; accepted: one of them, best, all, or average where there is one"
+        )
     return [int(wanted)]
 
 

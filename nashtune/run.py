@@ -17,8 +17,8 @@ import shutil
 import sqlite3
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,9 +30,8 @@ from nashtune.errors import DriftError, StoreError
 from nashtune.evaluated import iteration_of, place_of, scores_of, selection
 from nashtune.recipe import Recipe, load_recipe
 from nashtune.records import IterationSummary
-from nashtune.seeds import content_hash
+from nashtune.stage import Stage
 from nashtune.store.files import (
-    digest_files,
     exclusive,
     link_once,
     read_json,
@@ -40,7 +39,7 @@ from nashtune.store.files import (
     write_atomic,
     write_json,
 )
-from nashtune.summaries import AVERAGE, exported_policy, selection_value, summary_from
+from nashtune.summaries import AVERAGE, called, exported_policy, selection_value, summary_from
 
 # What decides the identity of samples already drawn; a rollback or fork cannot change it under kept iterations.
 FROZEN_SECTIONS = ("name", "seed", "policy", "prompts")
@@ -238,10 +237,23 @@ class Run:
         pending = next((t for t in range(self.recipe.iterations + 1) if not self.finished(t)), None)
         if pending is None:
             wanting = self.recipe.average == "weights" and self.averaged() is None
+            if not wanting and (left := self.unevaluated()):
+                return f"finished but for {left[0][0]} of {called(left[0][1])}"
             return "finished but for the average of its weights" if wanting else "finished"
         done = [f.stem for f in self.iteration_folder(pending).glob("*.json")]
         after = f" after {', '.join(sorted(done))}" if done else ""
         return f"in iteration {pending} of {self.recipe.iterations}{after}"
+
+    def unevaluated(self) -> list[tuple[str, int]]:
+        """What the recipe's suites have yet to look at of a trained run: evaluation and iteration."""
+        best = self.held_in_best()
+        ends = {0} if best is None else {0, best}
+        return [
+            (suite.called, t)
+            for suite in self.recipe.evaluate
+            for t in sorted(ends | ({0, *self.iterations()} if suite.when == "each" else set()))
+            if scores_of(self.folder, suite.called, t) is None
+        ]
 
     def rollback(self, iteration: int) -> list[Path]:
         """Go back to the state after ``iteration``: later iterations are moved aside, not deleted; returns their new places.
@@ -306,121 +318,6 @@ class Run:
             raise DriftError(
                 f"{self.folder}: a fork keeps {', '.join(FROZEN_SECTIONS[1:])}, but the overrides change {', '.join(frozen)}"
             )
-
-
-class Stage:
-    """One stage of one iteration: its folder of units, and its record. ``shared`` is where runs leave units for each other."""
-
-    def __init__(self, iteration_folder: Path, name: str, shared: Path | None = None):
-        self.folder = iteration_folder / name
-        self.file = iteration_folder / f"{name}.json"
-        self.name = name
-        self.shared = shared
-
-    def done(self, *inputs: Any) -> bool:
-        """Whether the stage is recorded as made from ``inputs``. Raises DriftError where it was made from others.
-
-        A stage of a finished iteration is done whatever the recipe says now: a fork or rollback keeps it as it is.
-        """
-        if not self.file.exists():
-            return False
-        if (self.file.parent / "summary.json").exists():
-            return True
-        record = read_json(self.file)
-        if record["fingerprint"] != content_hash(self.name, *inputs):
-            raise DriftError(
-                f"{self.file}: made from other inputs ({record['inputs']}) than now ({list(inputs)}). "
-                "Something under it changed: roll back to the iteration before, or fork"
-            )
-        return True
-
-    def key(self, inputs: Sequence[Any]) -> str:
-        """What the names of the stage's units carry: a hash of its inputs, or what a finished stage recorded."""
-        if self.file.exists():
-            return self.record()["key"]
-        return content_hash(self.name, *inputs, length=10)
-
-    def borrow(self, inputs: Sequence[Any]) -> None:
-        """Take over the units that another run made from the same inputs, if runs share theirs."""
-        if self.shared is not None and not self.file.exists():
-            for file in self._exchange(inputs).glob("*.parquet"):
-                link_once(file, self.folder / file.name)
-
-    def lend(self, inputs: Sequence[Any]) -> None:
-        """Leave the units for other runs, if runs share theirs."""
-        if self.shared is not None:
-            for file in self.folder.glob(f"*-{self.key(inputs)}.parquet"):
-                link_once(file, self._exchange(inputs) / file.name)
-
-    def _exchange(self, inputs: Sequence[Any]) -> Path:
-        assert self.shared is not None
-        return self.shared / content_hash(self.name, *inputs)
-
-    @contextmanager
-    def clock(self) -> Iterator[Clock]:
-        """Count this stage's seconds, those of interrupted attempts included."""
-        clock = Clock(self.file.with_name(f".{self.name}.seconds"))
-        try:
-            yield clock
-        finally:
-            clock()
-
-    def seconds(self) -> float:
-        """Seconds spent on the stage so far, over all attempts."""
-        return Clock(self.file.with_name(f".{self.name}.seconds")).before
-
-    def finish(self, inputs: Sequence[Any], facts: Mapping[str, Any], output: str | None = None) -> None:
-        """Write the record, last of all."""
-        self.lend(inputs)
-        write_json(
-            self.file,
-            {
-                "stage": self.name,
-                "fingerprint": content_hash(self.name, *inputs),
-                "key": self.key(inputs),
-                "inputs": list(inputs),
-                "output": output or digest_files(self.files()),
-                "seconds": round(self.seconds(), 3),
-                "facts": dict(facts),
-            },
-        )
-
-    def record(self) -> dict[str, Any]:
-        return read_json(self.file)
-
-    @property
-    def output(self) -> str:
-        """Fingerprint of what the stage made."""
-        return self.record()["output"]
-
-    def files(self) -> list[Path]:
-        """The committed units, in order of the input."""
-        return sorted(self.folder.glob("*.parquet"))
-
-    def committed(self) -> list[Path]:
-        """The units that the stage's record is about, in order of the input."""
-        return sorted(self.folder.glob(f"*-{self.record()['key']}.parquet"))
-
-    def count(self) -> int:
-        """Units committed so far."""
-        return sum(1 for _ in self.folder.glob("*.parquet"))
-
-
-class Clock:
-    """Seconds of a stage, kept in a small file so that they survive a kill; call it to write them down."""
-
-    def __init__(self, file: Path):
-        self.file = file
-        self.before = float(file.read_text()) if file.exists() else 0.0
-        self._started = time.monotonic()
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds of this attempt."""
-        return time.monotonic() - self._started
-
-    def __call__(self) -> None:
-        write_atomic(self.file, f"{self.before + self.elapsed:.3f}")
 
 
 def recipe_file(path: str | Path) -> Path:

@@ -17,6 +17,8 @@ from nashtune.summaries import column_name
 def metric_text(metric: Mapping[str, Any]) -> str:
     """ "24.3 % [21.5-27.2]"; ratings with two decimals."""
     digits = 1 if metric["unit"] == "%" else 2
+    if metric["value"] is None:
+        return "-"
     text = f"{metric['value']:.{digits}f}" + (" %" if metric["unit"] == "%" else "")
     low, high = metric["low"], metric["high"]
     return text if low is None or high is None else f"{text} [{low:.{digits}f}-{high:.{digits}f}]"

@@ -104,6 +104,7 @@ def test_each_iteration_is_evaluated_and_the_best_is_chosen_by_a_suites_metric(r
     assert len({scores["policy"] for scores in found.values()}) == 3
     assert json.loads((run.folder / "export.json").read_text())["iteration"] == best.iteration
     status = cli("status", run.folder, "--json")
+    assert status["finished"]
     assert status["best"] == best.iteration
     assert status["evaluations"]["alpaca_eval"]["1"]["metrics"]["alpaca_eval_win_rate"]["value"] == rates[1]
 
@@ -170,6 +171,19 @@ def test_intervals_of_another_level_come_from_the_verdicts_alone(
     )
     assert narrow["alpaca_eval_win_rate"]["value"] == wide["alpaca_eval_win_rate"]["value"]
     assert narrow["alpaca_eval_win_rate"]["low"] > wide["alpaca_eval_win_rate"]["low"]
+    assert len(server.requests) == before
+
+
+def test_a_run_is_not_finished_before_its_last_evaluation(runs: Path, server: JudgeServer, tmp_path: Path) -> None:
+    run = Run.read(shutil.copytree(runs / "one", tmp_path / "one"))
+    last = run.folder / "evaluations" / "alpaca_eval" / "iteration-2"
+    kept = (last / "scores.json").read_text()
+    (last / "scores.json").unlink()
+    assert run.state() == "finished but for alpaca_eval of iteration 2"
+    before = len(server.requests)
+    cli("run", run.folder, f"folder={tmp_path}")
+    assert run.state() == "finished"
+    assert (last / "scores.json").read_text() == kept
     assert len(server.requests) == before
 
 
@@ -343,6 +357,7 @@ def test_what_cannot_be_evaluated_is_said_before_anything_is_sampled(
     assert "evaluate.0.alpaca_eval.temprature: unknown key" in refused(
         "eval", model, *alpaca, "-o", "temprature=1", *out
     )
+    assert "which does not read vllm.check" in refused("eval", model, *alpaca, "-o", "vllm.check=false", *out)
     assert "accepted: one of" in refused("eval", *alpaca, *out)
     assert "no such file" in refused("eval", "absent.json", *alpaca, *out)
     with JudgeServer(["nologprobs"] * 99) as deaf:
@@ -413,3 +428,29 @@ def test_an_evaluation_file_serves_models_and_runs(runs: Path, data: Path, serve
     assert (found["name"], found["iteration"]) == ("mine", 0)
     assert "mine" not in (runs / "one" / "recipe.yaml").read_text(), "the run's own recipe stays as it is"
     assert load_recipe(runs / "one" / "recipe.yaml").evaluate[0].called == "alpaca_eval"
+
+
+def test_answers_come_from_vllms_process_with_room_for_the_longest(
+    tiny_folder: Path, data: Path, server: JudgeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent / "vllm_standin"))
+    monkeypatch.delenv("NASHTUNE_VLLM_PYTHON", raising=False)
+    more = asked(
+        server, data=data / "alpaca", engine="vllm", max_new_tokens=8, dtype="float32", **{"vllm.check": "false"}
+    )
+    found = cli("eval", tiny_folder / "policy", "--suite", "alpaca_eval", *more, "--out", tmp_path, "--json")
+    assert found["evaluations"][0]["counts"]["verdicts"] == PROMPTS
+    outputs = json.loads((tmp_path / "alpaca_eval" / "policy" / "model_outputs.json").read_text())
+    assert {len(row["output"]) for row in outputs} == {3}, "the stand-in's three tokens"
+
+
+def test_verdicts_are_bought_in_one_batch_where_the_judge_says_so(data: Path, tmp_path: Path) -> None:
+    rows = json.loads((data / "alpaca" / "alpaca_eval_gpt4_baseline.json").read_text())
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps([row | {"output": f"answer {n}", "generator": "mine"} for n, row in enumerate(rows)]))
+    with JudgeServer() as server:
+        more = asked(server, data=data / "alpaca", **{"judge.batch": "true", "judge.batch_poll_s": 0.1})
+        found = cli("eval", file, "--suite", "alpaca_eval", *more, "--out", tmp_path / "out", "--json")
+        assert server.stats()["batches"] == [PROMPTS]
+        assert not server.requests
+    assert found["evaluations"][0]["counts"]["verdicts"] == PROMPTS

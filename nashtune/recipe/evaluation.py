@@ -157,6 +157,11 @@ def evaluation_problems(suites: Sequence[SuiteSection]) -> Iterator[str]:
         yield from (f"evaluate.{suite.called}: {problem}" for problem in suite.problems())
 
 
+def set_fields(section: Section) -> set[str]:
+    """Fields that differ from their defaults."""
+    return {name for name, info in type(section).model_fields.items() if getattr(section, name) != info.default}
+
+
 class EvaluationFile(Section):
     """How a model without a run is evaluated (`nashtune eval MODEL --recipe FILE`)."""
 
@@ -191,7 +196,13 @@ class EvaluationFile(Section):
 
     @model_validator(mode="after")
     def _no_contradictions(self) -> EvaluationFile:
-        if problems := list(evaluation_problems(self.evaluate)):
+        problems = list(evaluation_problems(self.evaluate))
+        if self.engine != "vllm" and (written := sorted(set_fields(self.vllm))):
+            names = ", ".join(f"vllm.{name}" for name in written)
+            problems.append(f"engine is {self.engine!r}, which does not read {names}; remove what is not read")
+        if self.engine == "vllm" and self.slots != type(self).model_fields["slots"].default:
+            problems.append(f"slots is {self.slots}, which engine 'vllm' does not read; accepted: vllm.max_num_seqs")
+        if problems:
             raise ValueError("; ".join(problems))
         return self
 

@@ -92,7 +92,7 @@ def _figures(scores: Scores, title: str) -> dict[str, float | None]:
 
 
 def _metric(metric: Mapping[str, Any] | None) -> Cell:
-    if metric is None:
+    if metric is None or metric["value"] is None:
         return Cell()
     digits = 1 if metric["unit"] == "%" else 2
     low, high = metric["low"], metric["high"]

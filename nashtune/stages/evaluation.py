@@ -26,7 +26,7 @@ from nashtune.suites.suite import Answers, Row, Runner, Suite, SuiteScores
 if TYPE_CHECKING:
     from nashtune.judging.dispatch import Dispatcher
 
-POLL_SECONDS = 0.5
+POLL_SECONDS = 2.0
 FINGERPRINTED = ("data", "baseline", "references")
 """Settings that name files or data sets: it is their contents that count, which the suite's identity holds."""
 

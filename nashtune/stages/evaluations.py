@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from nashtune.evaluated import Scores
 from nashtune.recipe import SuiteSection
 from nashtune.records import IterationSummary
@@ -30,11 +28,3 @@ def evaluate_end(run: Run, exported: IterationSummary | None) -> list[Scores]:
 
 def _once(run: Run, section: SuiteSection, iteration: int) -> Scores:
     return evaluate(of_run(run, iteration), section)
-
-
-def pending_evaluations(run: Run) -> Iterator[tuple[SuiteSection, int]]:
-    """What is to be evaluated yet, as far as the run knows now."""
-    for section in run.recipe.evaluate:
-        for t in (0, *run.iterations()) if section.when == "each" else (0,):
-            if not (run.folder / "evaluations" / section.called / f"iteration-{t}" / "scores.json").exists():
-                yield section, t

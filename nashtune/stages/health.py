@@ -10,7 +10,8 @@ from nashtune.errors import OracleError, StoreError
 from nashtune.judging.agreement import Drift
 from nashtune.judging.health import JudgeHealth, examine
 from nashtune.records import Judgment, Response
-from nashtune.run import Run, Stage
+from nashtune.run import Run
+from nashtune.stage import Stage
 from nashtune.stages.anchors import anchor_drift
 from nashtune.stages.candidates import Judgments, Units
 from nashtune.store import tables

@@ -10,9 +10,10 @@ from nashtune.judging.oracle import Oracle
 from nashtune.judging.registry import open_oracle, wants_all_at_once
 from nashtune.judging.teacher_wins import TeacherWins
 from nashtune.records import Judgment
-from nashtune.run import Run, Stage
+from nashtune.run import Run
 from nashtune.scale.local import Unit
 from nashtune.seeds import seed_for
+from nashtune.stage import Stage
 from nashtune.stages.candidates import Candidates, Judgments, Units
 from nashtune.stages.endpoints import check_endpoints
 from nashtune.stages.health import health_of, stop_on_alarm

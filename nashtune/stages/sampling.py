@@ -9,10 +9,11 @@ from typing import Any, Literal
 
 from nashtune.judging.registry import oracle_needs
 from nashtune.records import LogProb, Policy, Prompt, Response
-from nashtune.run import Run, Stage
+from nashtune.run import Run
 from nashtune.sampling.role import Sampler
 from nashtune.scale.local import Facts, Unit
 from nashtune.seeds import content_hash
+from nashtune.stage import Stage
 from nashtune.stages.candidates import Group, PromptPart, Units
 from nashtune.stages.serving import served
 from nashtune.stages.work import once, policy_of, run_units, stage_units

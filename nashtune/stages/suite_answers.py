@@ -8,10 +8,10 @@ from pathlib import Path
 
 from nashtune.recipe import SamplingSection
 from nashtune.records import Prompt, Response
-from nashtune.run import Stage
 from nashtune.sampling.on_vllm.target import Target
 from nashtune.sampling.role import Sampler
 from nashtune.scale.local import Unit
+from nashtune.stage import Stage
 from nashtune.stages.candidates import PromptPart, Units
 from nashtune.stages.sampling import response_facts
 from nashtune.stages.subject import Subject

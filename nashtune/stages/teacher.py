@@ -10,11 +10,12 @@ from nashtune.judging.oracle import Oracle
 from nashtune.judging.registry import open_oracle, wants_all_at_once
 from nashtune.recipe import BestOfN, RemoteTeacher, identity
 from nashtune.records import Finish, Prompt, Response
-from nashtune.run import Run, Stage
+from nashtune.run import Run
 from nashtune.sampling.defects import find_defects
 from nashtune.sampling.engine import Request, SamplingParams
 from nashtune.scale.local import Unit
 from nashtune.seeds import content_hash, seed_for
+from nashtune.stage import Stage
 from nashtune.stages.candidates import Candidates, Group, PromptPart, Units
 from nashtune.stages.endpoints import check_endpoints
 from nashtune.stages.prepare import prompt_part

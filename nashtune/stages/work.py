@@ -16,8 +16,9 @@ from nashtune.errors import StoreError
 from nashtune.progress import Advance, progress
 from nashtune.recipe import Oracle, SamplingSection, SelfOracle, identity
 from nashtune.records import Policy
-from nashtune.run import Run, Stage
+from nashtune.run import Run
 from nashtune.scale.local import LocalEngine, Role, Unit
+from nashtune.stage import Stage
 from nashtune.stages.candidates import PromptPart, Units
 from nashtune.summaries import AVERAGE, called
 
