@@ -7,11 +7,9 @@ before anything is chosen among them.
 from __future__ import annotations
 
 import itertools
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from nashtune.errors import PromptError
 from nashtune.judging.constraint_values import constraints_of, topic_of

@@ -19,7 +19,7 @@ LAYERS = [
     ["prompts", "sampling", "judging", "pairs", "training", "evaluate", "report", "games"],
     ["suites"],
     ["stages", "show", "catalog", "contamination"],
-    ["loop", "chat", "doctor", "planning"],
+    ["loop", "chat", "doctor", "planning", "checks"],
     ["lab"],
     ["cli"],
 ]
@@ -96,6 +96,9 @@ FAST = [
     "judging.preference_model",
     "judging.comparisons",
     "judging.health",
+    "judging.judge_quality",
+    "checks.command",
+    "checks.tables",
     "stages.health",
     "evaluate.winrate",
     "evaluate.payoffs",

@@ -19,7 +19,7 @@ from nashtune.judging.preference_rows import (
     Columns,
     Comparison,
     NotComparable,
-    annotations,
+    annotations_of,
     annotator_columns,
     answer_columns,
     code_of,
@@ -150,7 +150,7 @@ def _pair(row: Row, reading: Reading, seed: int) -> LabelledPair:
             Comparison(prompt, comparison.first, comparison.second, comparison.target),
             row.where,
             _subset(fields, reading.subset),
-            annotations(fields, reading.columns),
+            annotations_of(fields, reading.columns),
             {one.column: _word(fields, one, codes) for one in stored},
         )
         chosen_first = answer_columns(fields, reading.columns) == CHOSEN

@@ -112,11 +112,11 @@ USUAL = Columns()
 
 def with_codes(given: Sequence[str]) -> Mapping[Code, tuple[str, ...]]:
     """The usual codes with those replaced that ``given`` names, each "CODE=VALUE" ("none=garbage"). Raises PromptError."""
-    found: dict[Code, list[str]] = {}
+    found: dict[str, list[str]] = {}
     for text in given:
         name, sign, value = text.partition("=")
-        if not sign or name not in get_args(Code):
-            raise PromptError(f"--code {text!r}; accepted: {', '.join(get_args(Code))}, each as first=VALUE")
+        if not sign or name not in CODES:
+            raise PromptError(f"--code {text!r}; accepted: {', '.join(CODES)}, each as first=VALUE")
         found.setdefault(name, []).append(value.strip().casefold())
     taken = {value for values in found.values() for value in values}
     return {
@@ -178,7 +178,7 @@ def annotator_columns(fields: Mapping[str, Any], columns: Columns) -> tuple[str,
     return columns.annotators or tuple(name for name in ANNOTATORS if name in fields)
 
 
-def annotations(fields: Mapping[str, Any], columns: Columns) -> tuple[float, ...]:
+def annotations_of(fields: Mapping[str, Any], columns: Columns) -> tuple[float, ...]:
     """Each annotator's verdict; NaN where one is missing. Raises PromptError."""
     names = annotator_columns(fields, columns)
     return tuple(math.nan if fields.get(n) is None else code_of(fields[n], n, columns.codes) for n in names)
@@ -192,7 +192,7 @@ def _target(fields: Mapping[str, Any], names: tuple[str, str], columns: Columns)
     if columns.label is None and names == CHOSEN:
         return 1.0
     if columns.label is None and columns.annotators:
-        return majority(annotations(fields, columns))
+        return majority(annotations_of(fields, columns))
     if label == "preference":
         return _probability(fields.get(label))
     if label is not None:
@@ -201,7 +201,7 @@ def _target(fields: Mapping[str, Any], names: tuple[str, str], columns: Columns)
         first, second = (_number(fields, name) for name in SCORES)
         return 0.5 if first == second else float(first > second)
     if annotator_columns(fields, columns):
-        return majority(annotations(fields, columns))
+        return majority(annotations_of(fields, columns))
     if names == ("response_1", "response_2"):
         return _probability(None)
     raise PromptError(f"no label; accepted: a column {', '.join(LABELS)}, {' and '.join(SCORES)}, or annotator1, ...")

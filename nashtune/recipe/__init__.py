@@ -6,7 +6,7 @@ change when a run is resumed (they change speed or display, not results); all ot
 
 from nashtune.recipe.base import ADDED, NEUTRAL, Rate, Section, identity, uncounted
 from nashtune.recipe.engine import EngineSection, PriceSection
-from nashtune.recipe.loading import load_recipe, parse_recipe
+from nashtune.recipe.loading import load_oracle, load_recipe, parse_recipe
 from nashtune.recipe.methods import METHODS, Method
 from nashtune.recipe.objectives import Objective, ObjectiveSection, objective_section
 from nashtune.recipe.oracles import (
@@ -95,6 +95,7 @@ __all__ = [
     "ValidationSplit",
     "VllmSection",
     "identity",
+    "load_oracle",
     "load_recipe",
     "objective_section",
     "parse_recipe",

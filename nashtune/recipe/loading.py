@@ -13,6 +13,8 @@ from pydantic import ValidationError
 
 from nashtune.errors import RecipeError
 from nashtune.recipe.base import Section
+from nashtune.recipe.contradictions import oracle_contradictions
+from nashtune.recipe.oracles import Oracle
 from nashtune.recipe.recipe import Recipe
 
 SECRET_NAME = re.compile(r"(key|token|secret|password|authorization)$", re.IGNORECASE)
@@ -29,6 +31,29 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     for text in overrides:
         _apply_override(raw, text)
     return parse_recipe(raw, str(path))
+
+
+class _OracleFile(Section):
+    """A file with a recipe's ``oracle`` section and nothing else, below the name it has in a recipe."""
+
+    oracle: Oracle
+
+
+def load_oracle(path: str | Path, overrides: Sequence[str] = ()) -> Oracle:
+    """Read an oracle from a file that holds a recipe's ``oracle`` section alone, with ``key.path=value`` overrides.
+
+    Raises RecipeError as ``load_recipe``.
+    """
+    raw = read_yaml(Path(path), "oracle")
+    for text in overrides:
+        _apply_override(raw, text)
+    try:
+        oracle = _OracleFile.model_validate(_expand_env({"oracle": raw})).oracle
+    except ValidationError as error:
+        raise RecipeError("\n".join(_explain(str(path), e) for e in error.errors())) from None
+    if problems := list(oracle_contradictions([oracle])):
+        raise RecipeError(f"{path}: {'; '.join(problems)}")
+    return oracle
 
 
 def read_yaml(path: Path, kind: str) -> dict[str, Any]:
