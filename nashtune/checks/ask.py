@@ -6,13 +6,12 @@ stopped; a finished one asks nobody.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nashtune import recipe
 from nashtune.errors import OracleError
@@ -100,15 +99,14 @@ def ask(source: str, pairs: Sequence[LabelledPair], check: Check) -> Asked:
             f"the oracle reads log-probs under {', '.join(map(repr, sorted(needs)))}, which a data set has none of; "
             "accepted: oracle.guard.min_fluency null"
         )
+    if any(isinstance(part, recipe.PairwiseOracle) and part.pairs == "teacher" for part in parts_of(check.oracle)):
+        raise OracleError("oracle.pairs is 'teacher', but a data set's answers have no teacher; accepted: all")
     answers = tuple(_answers(pair) for pair in pairs)
     key = _key(pairs, check)
     folder = check.folder or Path("judge-checks") / f"{Path(source).stem or 'data'}-{key}"
-    units = [
-        (number, range(start, min(start + UNIT, len(pairs))))
-        for number, start in zip(count(), range(0, len(pairs), UNIT))
-    ]
-    files = [folder / "judgments" / f"{number:06d}-{key}.parquet" for number, _ in units]
-    todo = [(rows, file) for (_, rows), file in zip(units, files, strict=True) if not file.exists()]
+    units = [range(start, min(start + UNIT, len(pairs))) for start in range(0, len(pairs), UNIT)]
+    files = [folder / "judgments" / f"{number:06d}-{key}.parquet" for number in range(len(units))]
+    todo = [(rows, file) for rows, file in zip(units, files, strict=True) if not file.exists()]
     if todo:
         with exclusive(folder / "lock"):
             remove_partials(folder)
@@ -176,7 +174,7 @@ def _ask(
             finish(_all(oracle, [unit(rows, file) for rows, file in todo], at_once))
 
 
-async def _all(oracle: Oracle, work: Sequence, at_once: int) -> None:
+async def _all(oracle: Oracle, work: Sequence[Coroutine[Any, Any, None]], at_once: int) -> None:
     """Do all units, ``at_once`` side by side. Where one fails, those under way are finished first: they are paid for."""
     left = iter(work)
     failed = False

@@ -74,7 +74,8 @@ def auc(value: Floats, right: Floats, weight: Floats) -> Floats:
     counted; weight [B, N]."""
     values, labels = np.concatenate([value, -value]), np.concatenate([right, 1 - right])
     weight = np.concatenate([weight, weight], 1)
-    levels, level = np.unique(values, return_inverse=True)
+    # 1 - P is not always the float that P's opposite is written as: without rounding some ties would be wins.
+    levels, level = np.unique(np.round(values, 12), return_inverse=True)
     wins = np.zeros((len(weight), len(levels)))
     losses = np.zeros_like(wins)
     for chosen, sums in ((labels == 1, wins), (labels == 0, losses)):

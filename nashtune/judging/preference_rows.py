@@ -209,7 +209,9 @@ def _target(fields: Mapping[str, Any], names: tuple[str, str], columns: Columns)
 
 def _prompt(row: Row, columns: Columns) -> Prompt:
     fields = row.fields
-    column = columns.prompt or next((name for name in PROMPTS if fields.get(name) is not None), PROMPTS[0])
+    usual = [name for name in PROMPTS if fields.get(name) is not None]
+    filled = [name for name in usual if not isinstance(fields[name], str) or fields[name].strip()]
+    column = columns.prompt or next(iter([*filled, *usual, PROMPTS[0]]))
     messages = _messages(fields.get(column), column)
     if column == "instruction" and isinstance(more := fields.get("input"), str) and more.strip():
         text = f"{messages[-1].content}\n\n{_text(more, 'column {!r}'.format('input'))}"
