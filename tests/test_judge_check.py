@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -14,10 +15,14 @@ from typing import Any
 import pytest
 import yaml
 from judge_server import JudgeServer, score
+from test_fit_judge import rows as lettered_rows
+from test_fit_judge import write
 from test_paid_loop import server, stats  # noqa: F401  (a fixture)
+from tiny_chat import tiny_recipe
 from typer.testing import CliRunner
 
 from nashtune.cli import app
+from nashtune.judging.fit import fit_judge
 
 RUNNER = CliRunner()
 
@@ -190,26 +195,34 @@ def test_free_oracles_see_no_place(tmp_path: Path) -> None:
     assert found["bill"]["usage"]["cost_usd"] is None
 
 
-def test_a_fitted_preference_model_and_the_policy_itself(tiny_folder: Path, tmp_path: Path) -> None:
-    from test_fit_judge import rows, write
-
-    from nashtune.judging.fit import fit_judge
-
+def test_a_fitted_preference_model(tiny_folder: Path, tmp_path: Path) -> None:
     policy = str(tiny_folder / "policy")
-    fit_judge(tmp_path / "judge", [str(write(tmp_path / "fit.jsonl", rows(60)))], policy, "bradley-terry")
-    data = write(tmp_path / "pairs.jsonl", rows(30, seed=9))
+    fit_judge(tmp_path / "judge", [str(write(tmp_path / "fit.jsonl", lettered_rows(60)))], policy, "bradley-terry")
+    data = write(tmp_path / "pairs.jsonl", lettered_rows(30, seed=9))
     fitted = oracle_file(tmp_path, kind="preference_model", folder=str(tmp_path / "judge"))
     (judged,) = check(data, "--oracle", fitted, "--out", tmp_path / "a")["judges"]
     assert judged["accuracy"]["low"] > 0.7
     assert judged["certainty"]["of"] == "probability"
     assert judged["certainty"]["auc"]["value"] > 0.9
-    recipe = tmp_path / "recipe.yaml"
-    from tiny_chat import tiny_recipe
 
-    recipe.write_text(yaml.safe_dump(tiny_recipe(tiny_folder) | {"oracle": {"kind": "self"}}))
-    (judged,) = check(data, "--recipe", recipe, "--out", tmp_path / "b", "--limit", 4)["judges"]
-    assert judged["comparisons"] == 4
+
+def test_the_policy_itself_judges_where_a_recipe_names_it(tiny_folder: Path, tmp_path: Path) -> None:
+    data = data_file(tmp_path, [{"prompt": f"Q{n}", "chosen": "good", "rejected": "bad"} for n in range(4)])
+    shutil.copytree(tiny_folder / "policy", tmp_path / "policy")
+    config = json.loads((tmp_path / "policy" / "config.json").read_text())
+    config["max_position_embeddings"] = 4096  # the rubric is longer than the tiny policy's context
+    (tmp_path / "policy" / "config.json").write_text(json.dumps(config))
+    recipe = tmp_path / "recipe.yaml"
+    settings = tiny_recipe(tiny_folder) | {"oracle": {"kind": "self"}}
+    recipe.write_text(yaml.safe_dump(settings | {"policy": {"model": str(tmp_path / "policy")}}))
+    (judged,) = check(data, "--recipe", recipe, "--out", tmp_path / "a", "--limit", 3)["judges"]
+    assert judged["comparisons"] == 3
     assert judged["counted"]["none"] == 0
+    assert judged["certainty"]["of"] == "score difference"
+    assert judged["place"] is None
+    found = check(data, "--recipe", recipe, f"policy.model={tiny_folder / 'policy'}", "--out", tmp_path / "b")
+    assert found["judges"][0]["counted"]["none"] == found["bill"]["unusable"] == 4
+    assert list(found["bill"]["reasons"]) == ["no answer fits into the policy's context with the rubric"]
     refused = RUNNER.invoke(app, ["judge-check", str(data), "--oracle", str(oracle_file(tmp_path, kind="self"))])
     assert refused.exit_code == 1
     assert "accepted: --recipe, whose policy it then is" in refused.output
