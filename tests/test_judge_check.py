@@ -175,6 +175,8 @@ def test_unusable_replies_are_none_and_their_money_counts(tmp_path: Path) -> Non
     usage = found["bill"]["usage"]
     assert usage["cost_usd"] == pytest.approx((usage["prompt_tokens"] + 2 * usage["completion_tokens"]) / 1e6)
     assert list(found["bill"]["reasons"].values()) == [10]
+    (tmp_path / "out" / "ledger.sqlite").unlink()  # and the server is gone: a finished check needs neither
+    assert check(tmp_path / "pairs.jsonl", "--oracle", oracle, "--out", tmp_path / "out") == found
 
 
 def test_free_oracles_see_no_place(tmp_path: Path) -> None:

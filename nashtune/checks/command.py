@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from nashtune.judging.pairwise_set import Reading
     from nashtune.recipe import HealthSection
 
-NAMES = "by commas"
+NAMES = "separated by commas"
 
 
 def judge_check(
