@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from nashtune.errors import RecipeError
 from nashtune.recipe.base import Section
@@ -33,12 +33,6 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return parse_recipe(raw, str(path))
 
 
-class _OracleFile(Section):
-    """A file with a recipe's ``oracle`` section and nothing else, below the name it has in a recipe."""
-
-    oracle: Oracle
-
-
 def load_oracle(path: str | Path, overrides: Sequence[str] = ()) -> Oracle:
     """Read an oracle from a file that holds a recipe's ``oracle`` section alone, with ``key.path=value`` overrides.
 
@@ -48,9 +42,10 @@ def load_oracle(path: str | Path, overrides: Sequence[str] = ()) -> Oracle:
     for text in overrides:
         _apply_override(raw, text)
     try:
-        oracle = _OracleFile.model_validate(_expand_env({"oracle": raw})).oracle
+        oracle: Oracle = TypeAdapter(Oracle).validate_python(_expand_env(raw))
     except ValidationError as error:
-        raise RecipeError("\n".join(_explain(str(path), e) for e in error.errors())) from None
+        found = [{**e, "loc": ("oracle", *e["loc"])} for e in error.errors()]  # as in a recipe, so that keys are known
+        raise RecipeError("\n".join(_explain(str(path), e) for e in found)) from None
     if problems := list(oracle_contradictions([oracle])):
         raise RecipeError(f"{path}: {'; '.join(problems)}")
     return oracle
