@@ -347,6 +347,12 @@ def test_wrong_uses_are_told(arguments: list[str], told: str, tmp_path: Path, mo
     assert told in " ".join(done.output.split()), done.output
 
 
+def test_a_mistyped_run_is_not_looked_for_on_a_hub(tmp_path: Path) -> None:
+    done = RUNNER.invoke(app, ["judge-check", str(tmp_path / "runs-my")])
+    assert done.exit_code == 1
+    assert "not a run folder" in done.output
+
+
 def test_a_pairwise_judge_of_teachers_only_and_log_probs_nobody_has(tmp_path: Path) -> None:
     data = data_file(tmp_path)
     oracle = oracle_file(tmp_path, kind="pairwise", engine=engine("http://127.0.0.1:1/v1"), pairs="teacher")

@@ -68,7 +68,9 @@ def judge_check(
 ) -> None:
     """Whether a judge can be trusted. RUN: its judgments looked at (place, length, ties, cycles, drift). DATA: any oracle, and
     stored verdicts, against labels: accuracy, agreement, consistency, biases, calibration, cost."""
-    if (Path(data) / "recipe.yaml").is_file():
+    nobody = not (oracle or recipe or verdicts or annotators)
+    # A name without anybody to measure, and no file: a run's, perhaps mistyped, which no hub should be asked for.
+    if (Path(data) / "recipe.yaml").is_file() or (nobody and not Path(data).is_file()):
         given = (
             oracle,
             recipe,
