@@ -1,6 +1,6 @@
 """An iteration from sampling to reference log-probs as a pipeline, against its slowest stage alone.
 
-    python bench/overlap.py [--json] [--prompts 24]
+    python bench/overlap.py [--json] [--prompts 96]
 
 SmolLM2 samples; the scripted judge takes a set time for each judgment, as a server would, and so is faster than sampling, as
 fast, or slower. Alone: each stage after the other in one process (sampling, judging, pairs, reference log-probs with the
@@ -140,7 +140,7 @@ def compare(prompts: int) -> Row:
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--prompts", type=int, default=24, help="a multiple of 4")
+    parser.add_argument("--prompts", type=int, default=96, help="a multiple of 4")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.here:

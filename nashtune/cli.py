@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from nashtune.checks.command import judge_check
 from nashtune.commands import evaluation
 from nashtune.commands.told import told
 
@@ -243,32 +244,6 @@ def status(
             print_status(found)
 
 
-@app.command("judge-check")
-def judge_check(
-    folder: RunFolder,
-    iteration: Annotated[int | None, typer.Option(help="One iteration; all of them if not given.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON list.")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit code 1 where there is an alarm.")] = False,
-) -> None:
-    """Whether the judge can be trusted: place, length and self-preference, ties, cycles, drift, unusable replies."""
-    with told():
-        from dataclasses import asdict
-
-        from nashtune.run import Run
-        from nashtune.show import print_health
-        from nashtune.stages.health import run_health
-
-        found = run_health(Run.read(folder), iteration)
-        if as_json:
-            print(json.dumps([asdict(stage) for stage in found], allow_nan=False))
-        elif found:
-            print_health(found)
-        else:
-            print("no judgments yet")
-        if strict and any(stage.health.alarms for stage in found):
-            raise typer.Exit(1)
-
-
 @app.command()
 def report(folder: RunFolder) -> None:
     """Write the HTML report of a run, finished or not."""
@@ -410,6 +385,9 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="One JSON object
             print(json.dumps(facts))
         else:
             print_facts(facts)
+
+
+app.command("judge-check")(told()(judge_check))
 
 
 if __name__ == "__main__":

@@ -7,21 +7,19 @@ before anything is chosen among them.
 from __future__ import annotations
 
 import itertools
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from nashtune.errors import PromptError
-from nashtune.judging.instructions import validate_constraint
+from nashtune.judging.constraint_values import constraints_of, topic_of
 from nashtune.prompt_dedupe import near_duplicates
 from nashtune.prompt_overlap import OverlapIndex
 from nashtune.prompt_sets import PROMPT_SETS
 from nashtune.prompt_sources import BUILT_IN, Row, read_rows
-from nashtune.prompt_values import messages_of, shown, text_of
+from nashtune.prompt_values import messages_of, text_of
 from nashtune.recipe import ContaminationSection, PromptsSection
-from nashtune.records import Constraint, Message, Prompt
+from nashtune.records import Message, Prompt
 from nashtune.seeds import canonical_json, content_hash, seed_for
 
 PROMPT_COLUMNS = ("messages", "prompt", "instruction", "question", "text")
@@ -192,12 +190,11 @@ def _prompt(row: Row, section: PromptsSection, columns: Sequence[str]) -> Prompt
     teacher = None
     if section.teacher_column:
         teacher = text_of(row.fields.get(section.teacher_column), f"teacher column {section.teacher_column!r}")
-    topic = row.fields.get("topic")
     return Prompt.make(
         _with_system(messages_of(row.fields[column], column), section.system),
         teacher=teacher,
-        constraints=_constraints(row.fields.get("constraints")),
-        topic=text_of(topic, "column 'topic'") if topic not in (None, "") else None,
+        constraints=constraints_of(row.fields.get("constraints")),
+        topic=topic_of(row.fields.get("topic")),
         source=row.where,
     )
 
@@ -206,30 +203,6 @@ def _with_system(messages: tuple[Message, ...], system: str | None) -> tuple[Mes
     if system is None or messages[0].role == "system":
         return messages
     return (Message("system", text_of(system, "prompts.system")), *messages)
-
-
-def _constraints(value: Any) -> tuple[Constraint, ...]:
-    """A list of {kind, args} or its JSON text; arguments that are null count as not given (columnar files fill them)."""
-    if isinstance(value, str) and value.strip():
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError) as error:
-            raise PromptError(f"column 'constraints': not valid JSON: {error}") from None
-    if value is None or value == "":
-        return ()
-    if not isinstance(value, list):
-        raise PromptError(f"column 'constraints': {shown(value)}; accepted: a list of {{kind, args}}")
-    found = []
-    for item in value:
-        if not isinstance(item, dict) or "kind" not in item or not set(item) <= {"kind", "args"}:
-            raise PromptError(f"column 'constraints': {shown(item)}; accepted: {{kind, args}}")
-        args = item.get("args") or {}
-        if not isinstance(args, Mapping):
-            raise PromptError(f"column 'constraints': args {shown(args)}; accepted: an object of named arguments")
-        constraint = Constraint(str(item["kind"]), {k: v for k, v in args.items() if v is not None})
-        validate_constraint(constraint)
-        found.append(constraint)
-    return tuple(found)
 
 
 # ------------------------------------------------------------------------------------------------ selection and division

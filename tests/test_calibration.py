@@ -35,7 +35,14 @@ TIMES = Times(
     train_pair=0.5,
     reference_pair=0.2,
     train_fixed=4.0,
+    load_scorer=2.0,
+    score=0.25,
 )
+
+
+def test_scoring_seconds_by_hand() -> None:
+    """Units of 4, 4 and 2 prompts on two workers: 8 + 4 answers on one, 8 on the other."""
+    assert TIMES.scoring(10, 2, 4) == pytest.approx(12 * 0.25 + 2.0)
 
 
 def test_sampling_seconds_by_hand() -> None:

@@ -444,13 +444,13 @@ def test_answers_come_from_vllms_process_with_room_for_the_longest(
     assert {len(row["output"]) for row in outputs} == {3}, "the stand-in's three tokens"
 
 
-def test_verdicts_are_bought_in_one_batch_where_the_judge_says_so(data: Path, tmp_path: Path) -> None:
+def test_verdicts_are_bought_in_batches_where_the_judge_says_so(data: Path, tmp_path: Path) -> None:
     rows = json.loads((data / "alpaca" / "alpaca_eval_gpt4_baseline.json").read_text())
     file = tmp_path / "mine.json"
     file.write_text(json.dumps([row | {"output": f"answer {n}", "generator": "mine"} for n, row in enumerate(rows)]))
     with JudgeServer() as server:
-        more = asked(server, data=data / "alpaca", **{"judge.batch": "true", "judge.batch_poll_s": 0.1})
+        more = asked(server, data=data / "alpaca", **{"judge.batch": "true", "judge.batch_poll_s": 0.3})
         found = cli("eval", file, "--suite", "alpaca_eval", *more, "--out", tmp_path / "out", "--json")
-        assert server.stats()["batches"] == [PROMPTS]
+        assert sum(server.stats()["batches"]) == PROMPTS
         assert not server.requests
     assert found["evaluations"][0]["counts"]["verdicts"] == PROMPTS

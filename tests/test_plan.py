@@ -248,6 +248,8 @@ def test_rates_of_the_run_itself_are_used_once_it_has_any(tiny_folder: Path, tmp
     train = next(r for r in plan.rows if r.stage == "train")
     assert train.items == sum(run.stage(1, "pairs").record()["facts"]["kinds"].values())
     assert plan.seconds() is not None
+    scored = next(r for r in plan.rows if r.stage == "kl-scores")
+    assert scored.seconds == pytest.approx(run.stage(1, "kl-scores").record()["seconds"], rel=0.01)
     assert plan.budget.problem == ""
 
 

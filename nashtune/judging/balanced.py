@@ -25,19 +25,19 @@ def balanced_interval(counts: Floats, seed: int, confidence: float = 0.95) -> In
     if not counts[:, (1, 3)].any():
         raise ValueError("no comparison has a better side; accepted: at least one")
     prompts = len(counts)
-    value = float(_balanced(counts.sum(0)[None])[0])
+    value = float(balanced(counts.sum(0)[None])[0])
     draw = np.random.default_rng(seed_for(seed, "bootstrap"))
     chances = np.full(prompts, 1 / prompts)
     weights = (draw.multinomial(prompts, chances, 100).astype(np.float64) for _ in range(RESAMPLES // 100))
-    resampled = np.concatenate([_balanced(weight @ counts) for weight in weights])
+    resampled = np.concatenate([balanced(weight @ counts) for weight in weights])
     tail = (1 - confidence) / 2
     low, high = map(float, np.nanquantile(resampled, (tail, 1 - tail)))
     if high - low < 1e-12:
-        low, high = _wilson(value, prompts, NormalDist().inv_cdf(1 - tail))
+        low, high = wilson(value, prompts, NormalDist().inv_cdf(1 - tail))
     return Interval(value, min(low, value), max(high, value), prompts)
 
 
-def _balanced(counts: Floats) -> Floats:
+def balanced(counts: Floats) -> Floats:
     """[B, 4] -> [B]; where only one side wins, the accuracy on it."""
     with np.errstate(divide="ignore", invalid="ignore"):
         sides = np.stack([counts[:, 0] / counts[:, 1], counts[:, 2] / counts[:, 3]])
@@ -46,7 +46,7 @@ def _balanced(counts: Floats) -> Floats:
         return np.where(known, sides, 0).sum(0) / known.sum(0)
 
 
-def _wilson(value: float, n: int, quantile: float) -> tuple[float, float]:
+def wilson(value: float, n: int, quantile: float) -> tuple[float, float]:
     """Wilson's score interval for a share of n (Wilson, 1927)."""
     penalty = quantile**2 / n
     centre = (value + penalty / 2) / (1 + penalty)

@@ -48,7 +48,8 @@ class PairwiseOracle:
     """A K x K matrix of P(i beats j), each the mean of both orders; a comparison with an unusable order stays unknown.
 
     With log-probs, P is read off the first token of one greedy reply; else it is the share of ``replies`` replies.
-    ``measures["flipped"]``: share of a candidate's comparisons whose winner changed with the order.
+    ``measures["flipped"]``: share of a candidate's comparisons whose winner changed with the order; ``["shown_first"]`` and
+    ``["shown_second"]``: mean P that the candidate wins, over the replies that saw it at that place.
     """
 
     name = "pairwise"
@@ -81,7 +82,7 @@ class PairwiseOracle:
             outcome="ok" if known or not duels else "unusable",
             reason="" if known or not duels else problems[0],
             matrix=tuple(map(tuple, matrix)) if known else None,
-            measures={"flipped": _flipped(verdicts, known, count)} if known else {},
+            measures=_by_order(verdicts, count) | ({"flipped": _flipped(verdicts, known, count)} if known else {}),
             order=tuple(range(count)),
             raw=json.dumps(
                 {f"{i},{j}": [c.text for r in v.replies for c in r.choices] for (i, j), v in verdicts.items()}
@@ -148,6 +149,20 @@ def read_verdict(choice: Choice, use_logprobs: bool) -> float:
 def _both_orders(verdicts: dict[tuple[int, int], Verdict], i: int, j: int) -> float | None:
     forward, backward = verdicts[i, j].first, verdicts[j, i].first
     return None if forward is None or backward is None else (forward + 1 - backward) / 2
+
+
+def _by_order(verdicts: dict[tuple[int, int], Verdict], count: int) -> dict[str, tuple[float | None, ...]]:
+    """Per candidate: mean P that it wins where it was shown first, and where second; None where no reply said."""
+    first: list[list[float]] = [[] for _ in range(count)]
+    second: list[list[float]] = [[] for _ in range(count)]
+    for (i, j), verdict in verdicts.items():
+        if verdict.first is not None:
+            first[i].append(verdict.first)
+            second[j].append(1 - verdict.first)
+    return {
+        name: tuple(math.fsum(values) / len(values) if values else None for values in found)
+        for name, found in (("shown_first", first), ("shown_second", second))
+    }
 
 
 def _flipped(

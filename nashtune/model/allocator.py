@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,14 @@ def freed_memory_kept() -> Iterator[None]:
     finally:
         library.mallopt(M_MMAP_MAX, DEFAULT_MMAPS)
         library.mallopt(M_TRIM_THRESHOLD, DEFAULT_TRIM)
+        library.malloc_trim(0)
+
+
+def give_back_memory() -> None:
+    """Collect garbage and return what is free to the system, also between what is in use; glibc otherwise keeps it, scattered,
+    under whatever comes next."""
+    gc.collect()
+    if (library := _glibc()) is not None:
         library.malloc_trim(0)
 
 

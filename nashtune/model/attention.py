@@ -21,6 +21,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from nashtune.errors import ModelError
 from nashtune.model import flex, varlen
+from nashtune.model.dense_attention import LONGEST, bias_of, dense_attention
 
 ATTENTION = "nashtune"
 PackedKernel = Literal["auto", "segments", "blocks", "flex", "varlen"]
@@ -162,6 +163,7 @@ class PackedLayout:
         self._masks: dict[int | None, list[Tensor | None]] = {}
         self._flex_masks: dict[int | None, Any] = {}
         self._segment_masks: dict[tuple[int, int, int | None], Tensor] = {}
+        self._biases: dict[tuple[int, int, int | None], Tensor] = {}
 
     @property
     def position_ids(self) -> Tensor:
@@ -211,28 +213,47 @@ class PackedLayout:
         return torch.cat(out, 2)
 
     def _by_segment(self, query: Tensor, key: Tensor, value: Tensor, style: AttentionStyle) -> Tensor:
-        """Prompts and branches one by one, so that no score between two branches is computed; short ones in fp32.
+        """Prompts and branches one by one, so that no score between two branches is computed. In bf16 short ones are products
+        of matrices, and longer ones the fused kernel's in fp32, up to where that is the slower one.
 
-        On CPUs the fused kernel's backward pass over a hundred tokens takes twice as long in bf16 as in fp32. Splitting
-        (not slicing) spares each segment a zero-filled gradient of full length.
+        Splitting (not slicing) spares each segment a zero-filled gradient of full length.
         """
         lengths = [n for block in self.blocks for n in (block.prompt, *block.branches)]
+        longest = max(block.prompt + max(block.branches, default=0) for block in self.blocks)
         dtype = value.dtype
-        if max(block.prompt + max(block.branches, default=0) for block in self.blocks) <= SHORT:
+        dense = dtype == torch.bfloat16 and longest <= LONGEST and style.softcap is None
+        if dense:
+            query, key = query.to(dtype), key.to(dtype)  # autocast leaves rotary embeddings in fp32
+        elif longest <= SHORT:
             query, key, value = query.float(), key.float(), value.float()
         parts = zip(*(tensor.split(lengths, 2) for tensor in (query, key, value)), strict=True)
         out: list[Tensor] = []
-        with torch.autocast("cpu", enabled=False) if query.dtype == torch.float32 else contextlib.nullcontext():
+        with torch.autocast("cpu", enabled=False) if dense or longest <= SHORT else contextlib.nullcontext():
             for block in self.blocks:
                 q, k, v = next(parts)
-                mask = self._segment_mask(0, block.prompt, style.window)
-                out.append(masked_attention(q, k, v, mask, style, causal=True))
-                for length in block.branches:
+                out.append(self._segment(q, [k], [v], style, dense))
+                for _ in block.branches:
                     q, own_k, own_v = next(parts)
-                    mask = self._segment_mask(block.prompt, length, style.window)
-                    keys, values = torch.cat([k, own_k], 2), torch.cat([v, own_v], 2)
-                    out.append(masked_attention(q, keys, values, mask, style))
+                    out.append(self._segment(q, [k, own_k], [v, own_v], style, dense))
         return torch.cat(out, 2).to(dtype)
+
+    def _segment(
+        self, query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], style: AttentionStyle, dense: bool
+    ) -> Tensor:
+        """A prompt, or an answer, whose keys and values come after the prompt's."""
+        before, length = sum(k.shape[2] for k in keys[:-1]), query.shape[2]
+        if dense:
+            return dense_attention(query, keys, values, self._bias(before, length, style.window), style.scale)
+        mask = self._segment_mask(before, length, style.window)
+        if len(keys) == 1:
+            return masked_attention(query, keys[0], values[0], mask, style, causal=True)
+        return masked_attention(query, torch.cat([*keys], 2), torch.cat([*values], 2), mask, style)
+
+    def _bias(self, before: int, length: int, window: int | None) -> Tensor:
+        key = (before, length, window)
+        if key not in self._biases:
+            self._biases[key] = bias_of(_seen(before, length, window))
+        return self._biases[key]
 
     def _segment_mask(self, before: int, length: int, window: int | None) -> Tensor | None:
         """Boolean [length, before + length] for a segment that follows ``before`` tokens; None where causal says it all."""
@@ -240,6 +261,11 @@ class PackedLayout:
             return None
         key = (before, length, window)
         if key not in self._segment_masks:
-            distance = torch.arange(before, before + length)[:, None] - torch.arange(before + length)
-            self._segment_masks[key] = (distance >= 0) if window is None else (distance >= 0) & (distance < window)
+            self._segment_masks[key] = _seen(before, length, window)
         return self._segment_masks[key]
+
+
+def _seen(before: int, length: int, window: int | None) -> Tensor:
+    """Boolean [length, before + length]: what a segment after ``before`` tokens sees."""
+    distance = torch.arange(before, before + length)[:, None] - torch.arange(before + length)
+    return (distance >= 0) if window is None else (distance >= 0) & (distance < window)

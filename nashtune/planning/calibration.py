@@ -29,6 +29,7 @@ from nashtune.run import Run
 from nashtune.sampling.role import Opened, Sampler
 from nashtune.scale.local import Facts, LocalEngine, Unit
 from nashtune.seeds import canonical_json, content_hash
+from nashtune.stages.sampling import Scorer
 from nashtune.stages.streaming import LOCAL
 from nashtune.stages.training import job_without_pairs
 from nashtune.stages.training_order import PairTokens
@@ -43,6 +44,8 @@ STEPS = 2
 """Optimizer steps taken; the last is counted, as the first pays for what later ones find there."""
 MOST_PAIRS = 32
 """Pairs trained on."""
+FIGURES = sorted(Times.__dataclass_fields__)
+"""What a calibration measures; one with other figures is made again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +156,7 @@ def _cache_file(recipe: Recipe, fingerprint: str) -> Path:
     from nashtune.model.loading import cache_folder
 
     sections = (recipe.sampling, recipe.oracle, recipe.pairs, recipe.objective, recipe.train)
-    decides = [identity(section) for section in sections] + [recipe.scale.workers, recipe.prompts.source]
+    decides = [FIGURES, *map(identity, sections), recipe.scale.workers, recipe.prompts.source]
     return cache_folder() / "calibration" / f"{content_hash(machine(), fingerprint, canonical_json(decides))}.json"
 
 
@@ -170,6 +173,7 @@ def _measure(recipe: Recipe, work: Work) -> Times:
         scratch = parse_recipe(recipe.written() | {"folder": place, "health": {"stop_on_alarm": False}})
         with Run.open(scratch, folder) as run:
             facts, responses = _sample(run, recipe, file, folder)
+            load_scorer, score = _score(run, recipe, file, folder)
             judge, judged = _judge(run, chosen, responses)
             trained = _train(run, chosen, responses, judged)
             prompt_tokens = _prompt_tokens(run, chosen)
@@ -192,6 +196,8 @@ def _measure(recipe: Recipe, work: Work) -> Times:
         train_pair=trained.step,
         reference_pair=trained.references,
         train_fixed=trained.fixed,
+        load_scorer=load_scorer,
+        score=score,
     )
 
 
@@ -216,10 +222,47 @@ def _sample(run: Run, recipe: Recipe, file: Path, folder: Path) -> tuple[list[Fa
         )
     )
     count = tables.shape(file)[1]
-    units = [Unit(i, file, folder / f"sampled-{i}.parquet") for i in range(count)]
+    units = [Unit(i, file, _sampled(folder, i)) for i in range(count)]
     with closing(LocalEngine(recipe.scale.workers, "nashtune.sampling.native")) as engine:
         facts = [found for _, found in engine.run(role, units)]
     return facts, list(tables.stream(Response, [unit.target for unit in units]))
+
+
+def _sampled(folder: Path, index: int) -> Path:
+    return folder / f"sampled-{index}.parquet"
+
+
+@dataclass(frozen=True, slots=True)
+class TimedScorer:
+    """A scorer's unit, with the seconds of its loading."""
+
+    scorer: Scorer
+
+    def key(self) -> str:
+        return "timed " + self.scorer.key()
+
+    def open(self) -> tuple[Any, float]:
+        import nashtune.training.logprobs  # noqa: F401 - as above
+
+        started = time.perf_counter()
+        return self.scorer.open(), time.perf_counter() - started
+
+    def work(self, opened: tuple[Any, float], unit: Unit) -> Facts:
+        """Score the unit and commit it."""
+        started = time.perf_counter()
+        facts = self.scorer.work(opened[0], unit)
+        return {**facts, "load": opened[1], "seconds": time.perf_counter() - started}
+
+
+def _score(run: Run, recipe: Recipe, file: Path, folder: Path) -> tuple[float, float]:
+    """Seconds to load a scorer, and for each answer: of the sampled units, all at the same time as in sampling."""
+    role = TimedScorer(Scorer(policy_of(run, 0), "t", "float32"))
+    count = tables.shape(file)[1]
+    units = [Unit(i, file, folder / f"scored-{i}.parquet", _sampled(folder, i)) for i in range(count)]
+    with closing(LocalEngine(recipe.scale.workers, "nashtune.sampling.native")) as engine:
+        facts = [found for _, found in engine.run(role, units)]
+    answers = sum(tables.shape(unit.target)[0] for unit in units)
+    return max(f["load"] for f in facts), sum(f["seconds"] for f in facts) / answers
 
 
 def _judge(run: Run, prompts: Sequence[Prompt], responses: Sequence[Response]) -> tuple[float | None, list[Item]]:

@@ -197,6 +197,11 @@ class Estimator:
         rows += self._judging(t, "validate-judge", count, students, self.teachers, self.held_out_texts, judge)
         if t >= 1 and n and self.recipe.sampling.engine != "scripted":
             rows.append(self._sampling(t, "kl-sample", count, n))
+            rate, times = self.measured.scoring_rate, self.measured.times
+            seconds = count * n / rate if rate else None
+            if times is not None:
+                seconds = times.scoring(count, n, self.recipe.sampling.unit_prompts)
+            rows += [Row(t, stage, items=count, seconds=seconds) for stage in ("kl-scores", "kl-scores-previous")]
         return rows
 
     def _sampling(self, t: int, stage: str, prompts: int, n: int, models: int = 1) -> Row:

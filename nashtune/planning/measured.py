@@ -15,6 +15,7 @@ from nashtune.records import Response
 from nashtune.run import Run
 from nashtune.store import tables
 
+STAGES = ("sample", "teacher", "judge", "pairs", "train", "kl-sample", "kl-scores")
 READ_RESPONSES = 2000
 """Most answers whose length is looked at."""
 
@@ -53,6 +54,8 @@ class Measured:
     sampling_rate: float | None = None
     teacher_rate: float | None = None
     training_rate: float | None = None
+    scoring_rate: float | None = None
+    """Of log-probs under another policy: answers a second."""
     pairs_per_prompt: float | None = None
     times: Times | None = None
     """A calibration's, which say more than the rates."""
@@ -60,7 +63,7 @@ class Measured:
 
 def measure(run: Run, source: str) -> Measured:
     """The figures of a run's iterations that are trained on, as far as they are done."""
-    facts: dict[str, Counter[str]] = {name: Counter() for name in ("sample", "teacher", "judge", "pairs", "train")}
+    facts: dict[str, Counter[str]] = {name: Counter() for name in STAGES}
     files: dict[str, list[Path]] = {"sample": [], "teacher": []}
     for t in run.iterations():
         for name, total in facts.items():
@@ -77,6 +80,7 @@ def measure(run: Run, source: str) -> Measured:
         sampling_rate=_ratio(sample["tokens"], sample["seconds"]),
         teacher_rate=_ratio(facts["teacher"]["responses"], facts["teacher"]["seconds"]),
         training_rate=_ratio(train["tokens"], train["seconds"]),
+        scoring_rate=_ratio(facts["kl-sample"]["responses"], facts["kl-scores"]["seconds"]),
         pairs_per_prompt=_ratio(facts["pairs"]["pairs"], judge["judgments"]) if facts["pairs"]["stages"] else None,
     )
 

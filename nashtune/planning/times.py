@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -38,16 +39,27 @@ class Times:
     """Reference log-probs, for each pair and reference."""
     train_fixed: float
     """Loading, checking and saving."""
+    load_scorer: float
+    """Loading a policy that scores answers, checked."""
+    score: float
+    """Scoring one answer."""
 
     def sampling(self, prompts: int, n: int, unit_prompts: int, models: int, *, load: bool) -> float:
         """Drawing ``n`` answers to each prompt, unit by unit, on all workers."""
-        sizes = [min(unit_prompts, prompts - start) for start in range(0, prompts, unit_prompts)]
-        costs = [models * self._unit(size, n) for size in sizes]
+        costs = [models * self._unit(size, n) for size in _units(prompts, unit_prompts)]
+        return self._shared(costs) + (models * self.load_sampler if load else 0.0)
+
+    def scoring(self, prompts: int, n: int, unit_prompts: int) -> float:
+        """Log-probs of ``n`` answers to each prompt under another policy."""
+        return self._shared([size * n * self.score for size in _units(prompts, unit_prompts)]) + self.load_scorer
+
+    def _shared(self, costs: Sequence[float]) -> float:
+        """Units of these costs on all workers."""
         workers = max(1, min(self.workers, len(costs)))
         busy = [0.0] * workers
         for cost in costs:  # each unit goes to the worker that is free first
             busy[busy.index(min(busy))] += cost
-        return max(busy) + (models * self.load_sampler if load else 0.0)
+        return max(busy)
 
     def _unit(self, prompts: int, n: int) -> float:
         rows = prompts * n
@@ -70,3 +82,8 @@ class Times:
     def training(self, pairs: float, references: int, epochs: int) -> float:
         """From loading the model to the saved policy."""
         return self.train_fixed + pairs * (references * self.reference_pair + epochs * self.train_pair)
+
+
+def _units(prompts: int, unit_prompts: int) -> list[int]:
+    """Prompts of each unit."""
+    return [min(unit_prompts, prompts - start) for start in range(0, prompts, unit_prompts)]

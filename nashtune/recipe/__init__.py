@@ -14,7 +14,7 @@ from nashtune.recipe.evaluation import (
     SuiteSection,
     SuiteSettings,
 )
-from nashtune.recipe.loading import load_recipe, parse_evaluation, parse_recipe
+from nashtune.recipe.loading import load_oracle, load_recipe, parse_evaluation, parse_recipe
 from nashtune.recipe.methods import METHODS, Method
 from nashtune.recipe.objectives import Objective, ObjectiveSection, objective_section
 from nashtune.recipe.oracles import (
@@ -109,6 +109,7 @@ __all__ = [
     "ValidationSplit",
     "VllmSection",
     "identity",
+    "load_oracle",
     "load_recipe",
     "objective_section",
     "parse_evaluation",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from nashtune.recipe.evaluation import evaluation_problems
@@ -37,7 +37,7 @@ def contradictions(recipe: Recipe) -> Iterator[str]:
     if recipe.method is not None and recipe.method not in METHODS:
         yield f"method is {recipe.method!r}; accepted: {', '.join(METHODS)}"
     yield from _stages(recipe)
-    yield from _oracles(recipe)
+    yield from oracle_contradictions(recipe.oracles)
     yield from _anchors(recipe)
     yield from _objective(recipe)
     yield from _sampled_policy(recipe)
@@ -105,9 +105,9 @@ def _stages(recipe: Recipe) -> list[str]:
     return found
 
 
-def _oracles(recipe: Recipe) -> Iterator[str]:
+def oracle_contradictions(oracles: Iterable[Oracle]) -> Iterator[str]:
     """What the judges' own settings ask of each other."""
-    for part in (part for oracle in recipe.oracles for part in _parts(oracle)):
+    for part in (part for oracle in oracles for part in _parts(oracle)):
         if isinstance(part, PanelOracle) and part.quorum > len(part.members):
             yield (
                 f"oracle.panel.quorum is {part.quorum} but the panel has {len(part.members)} members; accepted: 1 to "

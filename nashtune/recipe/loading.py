@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from nashtune.errors import RecipeError
 from nashtune.recipe.base import Section
+from nashtune.recipe.contradictions import oracle_contradictions
 from nashtune.recipe.evaluation import EvaluationFile
+from nashtune.recipe.oracles import Oracle
 from nashtune.recipe.recipe import Recipe
 
 SECRET_NAME = re.compile(r"(key|token|secret|password|authorization)$", re.IGNORECASE)
@@ -30,6 +32,24 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     for text in overrides:
         apply_override(raw, text)
     return parse_recipe(raw, str(path))
+
+
+def load_oracle(path: str | Path, overrides: Sequence[str] = ()) -> Oracle:
+    """Read an oracle from a file that holds a recipe's ``oracle`` section alone, with ``key.path=value`` overrides.
+
+    Raises RecipeError as ``load_recipe``.
+    """
+    raw = read_yaml(Path(path), "oracle")
+    for text in overrides:
+        apply_override(raw, text)
+    try:
+        oracle: Oracle = TypeAdapter(Oracle).validate_python(_expand_env(raw))
+    except ValidationError as error:
+        found = [{**e, "loc": ("oracle", *e["loc"])} for e in error.errors()]  # as in a recipe, so that keys are known
+        raise RecipeError("\n".join(_explain(str(path), e) for e in found)) from None
+    if problems := list(oracle_contradictions([oracle])):
+        raise RecipeError(f"{path}: {'; '.join(problems)}")
+    return oracle
 
 
 def read_yaml(path: Path, kind: str) -> dict[str, Any]:

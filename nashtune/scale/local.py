@@ -6,7 +6,6 @@ unit into a committed object and a small dict of facts. Nothing bulky passes thr
 
 from __future__ import annotations
 
-import gc
 import importlib
 import multiprocessing
 import os
@@ -108,6 +107,11 @@ class _Opened:
         value, self._key, self._value = self._value, None, None
         if isinstance(value, Resting) and value.rest():
             self._resting = value
+        if value is not None:
+            from nashtune.model.allocator import give_back_memory
+
+            del value
+            give_back_memory()
 
     def close(self) -> None:
         """Give back everything."""
@@ -273,7 +277,6 @@ def _obey(opened: _Opened, order: tuple[Role, Unit] | None) -> tuple[Facts, Exce
         if order is not None:
             return opened.work(*order), None
         opened.rest()
-        gc.collect()
     except NashtuneError as error:
         return {}, error
     except Exception as error:  # noqa: BLE001 - told to the parent, which raises it

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from nashtune import recipe
 from nashtune.errors import OracleError
@@ -13,19 +14,26 @@ from nashtune.run import Run
 from nashtune.stages.work import finish, ledger_of, payer_of
 from nashtune.store.files import read_json, write_json
 
+if TYPE_CHECKING:
+    from nashtune.judging.dispatch import Payer
+    from nashtune.store.ledger import Ledger
+
 FILE = "endpoints.json"
 
 
 def check_endpoints(run: Run, iteration: int, oracle: recipe.Oracle | None) -> None:
     """Probe the servers of ``oracle`` that are not known yet. Raises OracleError where one lacks what its oracle needs."""
-    if oracle is None:
-        return
-    file = run.folder / FILE
+    if oracle is not None:
+        probe_servers(run.folder / FILE, oracle, lambda: ledger_of(run), lambda: payer_of(run, iteration))
+
+
+def probe_servers(file: Path, oracle: recipe.Oracle, ledger: Callable[[], Ledger], payer: Callable[[], Payer]) -> None:
+    """As ``check_endpoints``, with what is known kept in ``file``."""
     known: dict[str, Any] = read_json(file) if file.exists() else {}
     for part, engine in _probed(oracle):
         name = f"{engine.base_url} {engine.model}"
         if name not in known:
-            known[name] = finish(_probe(run, iteration, engine))
+            known[name] = finish(_probe(engine, ledger(), payer()))
             write_json(file, known)
         if isinstance(part, recipe.CompactOracle | recipe.PairwiseOracle) and part.use == "logprobs":
             _need(known[name]["logprobs"], name, f"log-probs, which oracle {part.kind} with `use: logprobs` reads")
@@ -38,11 +46,11 @@ def _probed(oracle: recipe.Oracle) -> Iterator[tuple[recipe.Oracle, recipe.Engin
             yield part, engine
 
 
-async def _probe(run: Run, iteration: int, engine: recipe.EngineSection) -> dict[str, Any]:
+async def _probe(engine: recipe.EngineSection, ledger: Ledger, payer: Payer) -> dict[str, Any]:
     from nashtune.judging.dispatch import Dispatcher
     from nashtune.judging.probe import probe
 
-    dispatcher = Dispatcher(engine, ledger_of(run), payer_of(run, iteration))
+    dispatcher = Dispatcher(engine, ledger, payer)
     try:
         return asdict(await probe(dispatcher))
     finally:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,7 +44,7 @@ class ActivationBudget:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         for layer in layers:
             layer.gradient_checkpointing = False
-        small, large = (_saved_bytes(model, n, autocast) for n in (PROBE_TOKENS, 2 * PROBE_TOKENS))
+        small, large = (_saved_bytes(model, layers, n, autocast) for n in (PROBE_TOKENS, 2 * PROBE_TOKENS))
         residual = large[1] / (2 * PROBE_TOKENS)
         return ActivationBudget(layers, gigabytes * 1e9, (large[0] - small[0]) / PROBE_TOKENS / len(layers), residual)
 
@@ -67,21 +69,38 @@ class ActivationBudget:
         return count
 
 
-def _saved_bytes(model: PreTrainedModel, tokens: int, autocast: torch.dtype | None) -> tuple[int, int]:
-    """Bytes that the decoder's layers keep for the backward pass of ``tokens`` packed ones, and bytes of their output."""
+def _saved_bytes(
+    model: PreTrainedModel, layers: Sequence[GradientCheckpointingLayer], tokens: int, autocast: torch.dtype | None
+) -> tuple[int, int]:
+    """Bytes that the layers keep for the backward pass of ``tokens`` packed ones, and bytes of the last one's output."""
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     found: dict[int, int] = {}
+    inside = False
+
+    def enter(*_: Any) -> None:
+        nonlocal inside
+        inside = True
+
+    def leave(*_: Any) -> None:
+        nonlocal inside
+        inside = False
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
+        if inside and storage.data_ptr() not in own:
             found[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     half = tokens // 2
     batch = pack([([1] * half, [[1] * (tokens - half + 1)])], model.device)
-    cast = torch.autocast(model.device.type, autocast) if autocast else contextlib.nullcontext()
-    with cast, torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), torch.enable_grad():
+    with contextlib.ExitStack() as stack:
+        if autocast:
+            stack.enter_context(torch.autocast(model.device.type, autocast))
+        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor))
+        stack.enter_context(torch.enable_grad())
+        for layer in layers:
+            stack.callback(layer.register_forward_pre_hook(enter).remove)
+            stack.callback(layer.register_forward_hook(leave).remove)
         hidden = model.get_decoder()(
             input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, layout=batch.layout
         ).last_hidden_state

@@ -6,13 +6,13 @@ a loaded model and shards of log-probs, each a pure function of its batch, so th
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
+from nashtune.model.allocator import give_back_memory
 from nashtune.model.loading import default_device
 from nashtune.records import Policy
 from nashtune.seeds import content_hash, seed_for
@@ -95,7 +95,7 @@ class HeadStart:
         model, self._model = self._model, None
         if model is not None and self._of != whose:
             model = None
-            gc.collect()
+            give_back_memory()
         return model
 
     def _reference_of(self, fingerprint: str) -> Policy:

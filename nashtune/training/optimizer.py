@@ -64,6 +64,19 @@ class Optimizer:
         ]
         self._adam = _adamw([g for g in groups if g["params"]], section)
         self._max_norm = section.max_grad_norm
+        self._on_cpu = all(master.device.type == "cpu" for master in self.masters.values())
+        if self._on_cpu:
+            self._reserve()
+
+    @torch.no_grad()
+    def _reserve(self) -> None:
+        """Gradients and moments take their places in memory before the first activations do. Made among those, as they
+        come up, they would leave holes in a CPU's heap that nothing of a later step fits into."""
+        for master in self.masters.values():
+            master.grad = torch.zeros_like(master)
+            if isinstance(self._adam, torch.optim.AdamW):
+                moments = {name: torch.zeros_like(master) for name in ("exp_avg", "exp_avg_sq")}
+                self._adam.state[master] = {"step": torch.zeros(()), **moments}
 
     def clip(self) -> float:
         """Scale the summed gradients down to the section's norm; returns the norm they had (it may not be finite)."""
@@ -76,7 +89,7 @@ class Optimizer:
         for group in self._adam.param_groups:
             group["lr"] = rate
         self._adam.step()
-        self._adam.zero_grad(set_to_none=True)
+        self._adam.zero_grad(set_to_none=not self._on_cpu)
         self._copy_to_low()
 
     @torch.no_grad()

@@ -67,17 +67,27 @@ class Steps:
         rows: list[dict[str, Any]] = []
         mine = self.world.share(batch)
         for microbatch in mine:
-            pairs = [self.job.pairs[i] for i in microbatch]
-            stored = {name: values[list(microbatch)].to(trainee.model.device) for name, values in references.items()}
-            losses, terms = self._losses(trainee.forward(pairs, self.objective.sides), stored, pairs)
-            rows += terms
-            # FSDP2 averages the ranks' gradients; their sum is meant.
-            (losses.sum() / size * ranks).backward()
+            rows += self._add_gradients(microbatch, size / ranks, trainee, references)
         if len(mine) < -(-len(batch) // ranks):
             # Every rank has to take part in gathering weights and summing gradients: a pass that adds nothing.
             idle = shortest([self.job.pairs[i] for microbatch in batch for i in microbatch])
             (trainee.forward([idle], self.objective.sides).sum() * 0).backward()
         return [row for rank_rows in self.world.gather(rows) for row in rank_rows]
+
+    def _add_gradients(
+        self, microbatch: Sequence[int], size: float, trainee: Trainee, references: Mapping[str, Tensor]
+    ) -> list[dict[str, Any]]:
+        """Those of a micro-batch's summed losses over ``size``; returns the pairs' terms.
+
+        A function of its own, so that nothing of its graph is alive when the next micro-batch's activations come: the graph's
+        nodes lie scattered among its own, and would keep a CPU's heap from reusing their place.
+        """
+        pairs = [self.job.pairs[i] for i in microbatch]
+        stored = {name: values[list(microbatch)].to(trainee.model.device) for name, values in references.items()}
+        losses, terms = self._losses(trainee.forward(pairs, self.objective.sides), stored, pairs)
+        # FSDP2 averages the ranks' gradients; their sum is meant.
+        (losses.sum() / size).backward()
+        return terms
 
     def _losses(
         self, logprobs: Tensor, references: Mapping[str, Tensor], pairs: Sequence[TrainingPair]

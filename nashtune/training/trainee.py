@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from nashtune.errors import ModelError
+from nashtune.model.allocator import give_back_memory
 from nashtune.model.attention import PackedKernel, check_kernel
 from nashtune.model.loading import DTYPES, bf16_is_fast, default_device, load_model, load_tokenizer, save_policy
 from nashtune.recipe import LoraSection, TrainSection
@@ -181,7 +181,7 @@ class Trainee:
             trained = {name: self.masters.get(name, parameter.data) for name, parameter in self.parameters.items()}
             self.model = self.adapted = self.budget = None  # type: ignore[assignment]
             self.ends = Ends()
-            gc.collect()  # the rounded model goes before the whole one comes
+            give_back_memory()  # the rounded model goes before the whole one comes
             self.model = load_model(policy, torch.float32)
             adapted = _adapt(self.model, section, seed)
             for name, parameter in self.parameters.items():

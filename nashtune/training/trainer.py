@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from nashtune.model.allocator import freed_memory_kept
+from nashtune.model.allocator import freed_memory_kept, give_back_memory
 from nashtune.model.loading import fingerprint
 from nashtune.records import Policy
 from nashtune.store.files import write_atomic, write_json
@@ -66,7 +65,7 @@ def train_in_world(
     head_start: HeadStart | None = None,
 ) -> None:
     """Train as one of the world's ranks; rank 0 leaves the policy and its result on disk. For all ranks."""
-    with deterministic(), freed_memory_kept():
+    with deterministic():
         _Training(job, key, world, head_start or HeadStart(job)).run(on_step)
 
 
@@ -89,24 +88,28 @@ class _Training:
                 fixed = self._load_fixed(job.references[name])  # alone in memory, before the policy
                 policy_shards.compute(fixed.forward)
                 del fixed
-                gc.collect()
+                give_back_memory()
         trainee = self._load()
         check_fits(trainee.model, ((f"pair {p.id}", p.answers(self.sides)) for p in job.pairs))
         for name, policy_shards in shards.items():
             if job.is_policy(name):
-                policy_shards.compute(trainee.forward)
+                with freed_memory_kept():
+                    policy_shards.compute(trainee.forward)
         references = {name: policy_shards.read() for name, policy_shards in shards.items()}
         reference_seconds = time.perf_counter() - started if shards else 0.0
 
         optimizer = Optimizer(trainee.parameters, trainee.masters, job.train, trainee.copies)
         self._resume(optimizer)
         steps = Steps(job, self.plan, self.world)
-        for step in range(len(self.history), self.plan.steps):
-            metrics = steps.take(step, trainee, optimizer, references)
-            self._record(metrics, optimizer)
-            if on_step is not None:
-                on_step(metrics)
-        optimizer.release()
+        with (
+            freed_memory_kept()
+        ):  # what lives through all steps was allocated before: it lies apart and leaves no holes
+            for step in range(len(self.history), self.plan.steps):
+                metrics = steps.take(step, trainee, optimizer, references)
+                self._record(metrics, optimizer)
+                if on_step is not None:
+                    on_step(metrics)
+            optimizer.release()
         memory = self.world.gather(peak_memory_gb())  # before the others leave rank 0 to write
         trainee.save(job.policy, job.train, job.output, adapter_seed(job))
         if self.world.first:
