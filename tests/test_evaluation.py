@@ -452,5 +452,5 @@ def test_verdicts_are_bought_in_batches_where_the_judge_says_so(data: Path, tmp_
         more = asked(server, data=data / "alpaca", **{"judge.batch": "true", "judge.batch_poll_s": 0.3})
         found = cli("eval", file, "--suite", "alpaca_eval", *more, "--out", tmp_path / "out", "--json")
         assert sum(server.stats()["batches"]) == PROMPTS
-        assert not server.requests
+        assert len(server.requests) == PROMPTS, "none one by one"
     assert found["evaluations"][0]["counts"]["verdicts"] == PROMPTS
