@@ -77,11 +77,16 @@ def runs(tiny_folder: Path, data: Path, server: JudgeServer, tmp_path_factory: p
             "when": "each",
             "data": str(data / "alpaca"),
             "max_new_tokens": 8,
-            "judge": judge(server),
+            "judge": judge(server) | {"probe": False},
         },
-        {"suite": "mt_bench", "data": str(data / "mt_bench"), "max_new_tokens": 8, "judge": judge(server)},
+        {
+            "suite": "mt_bench",
+            "data": str(data / "mt_bench"),
+            "max_new_tokens": 8,
+            "judge": judge(server) | {"probe": False},
+        },
     ]
-    changes = {"evaluate": suites, "validate": {"select": "alpaca_eval_win_rate"}}
+    changes: dict[str, Any] = {"evaluate": suites, "validate": {"select": "alpaca_eval_win_rate", "kl_samples": 0}}
     for name, rate in (("one", 1e-3), ("two", 3e-3)):
         file = folder / f"{name}.yaml"
         recipe = tiny_recipe(tiny_folder, train={"learning_rate": rate}, **changes)
