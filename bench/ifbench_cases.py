@@ -1,0 +1,1 @@
+IFBENCH_MAKERS = {}
