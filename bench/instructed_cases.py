@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from instructed_texts import LANGUAGES, ODD, SENTENCES, near, prose, scatter
+
 Made = tuple[dict[str, Any], str]
 
 
@@ -19,56 +21,12 @@ class Case:
     text: str
 
 
-SENTENCES = (
-    "The river was quiet that morning.",
-    "Dr. Smith arrived at 3 p.m. with a map, a lamp and 2.5 litres of tea.",
-    "Is it far from here?",
-    "Stop!",
-    'She said, "I would rather not go there today."',
-    "Bring fruit, e.g. apples, pears, etc. and some bread.",
-    "The U.S. team, i.e. the one from last year, won again.",
-    "Wait... what happened to the blue door?",
-    "it starts without a capital and has no end",
-    "We saw the NASA logo and the WHO report.",
-    "A well-known state-of-the-art idea isn't always right.",
-    "Prices rose 3.14% in Jan. 2020; nobody knew why.",
-    "Naïve café owners déjà vu the façade.",
-    "No. 5 is alive!",
-    "Really?! Yes!!",
-)
-LANGUAGES = {
-    "en": "This is a simple text about the weather and the people who live in the small town by the sea.",
-    "de": "Das ist ein einfacher Text über das Wetter und die Menschen, die in der kleinen Stadt am Meer leben.",
-    "fr": "Ceci est un texte simple sur le temps et les gens qui vivent dans la petite ville au bord de la mer.",
-    "es": "Este es un texto sencillo sobre el tiempo y la gente que vive en el pequeño pueblo junto al mar.",
-    "ru": "Это простой текст о погоде и людях, которые живут в маленьком городе у моря.",
-    "hi": "यह मौसम और समुद्र के किनारे छोटे शहर में रहने वाले लोगों के बारे में एक सरल पाठ है।",
-    "ko": "이것은 날씨와 바닷가 작은 마을에 사는 사람들에 대한 간단한 글입니다.",
-    "ar": "هذا نص بسيط عن الطقس والناس الذين يعيشون في البلدة الصغيرة بجانب البحر.",
-    "vi": "Đây là một văn bản đơn giản về thời tiết và những người sống ở thị trấn nhỏ bên bờ biển.",
-    "ta": "இது வானிலை மற்றும் கடலோர சிறிய நகரத்தில் வாழும் மக்களைப் பற்றிய எளிய உரை.",
-}
-ODD = ("", " ", "\n\n", "***", "******", "*", "-", '"', '""', "{}", "```", "1234 5678", "。、", "🙂", "<<>>", "[]", "ß İ ı", "\u2028", "A", "a")
 RELATIONS = ("less than", "at least")
 
 
-def prose(rng: random.Random, count: int) -> str:
-    """``count`` sentences."""
-    return " ".join(rng.choice(SENTENCES) for _ in range(count))
-
-
-def near(rng: random.Random, bound: int) -> int:
-    """A count at the bound or beside it."""
-    return max(0, bound + rng.choice((-1, 0, 0, 1)))
-
-
-def scatter(rng: random.Random, parts: list[str], joints: tuple[str, ...] = (" ", "\n", "\n\n", ", ", " and ")) -> str:
-    """The parts in any order, joined in any way."""
-    rng.shuffle(parts)
-    return "".join(part + rng.choice(joints) for part in parts)
-
-
-def counted(piece: Callable[[random.Random], str], name: str, *, with_prose: bool = True, most: int = 6) -> Callable[[random.Random], Made]:
+def counted(
+    piece: Callable[[random.Random], str], name: str, *, with_prose: bool = True, most: int = 6
+) -> Callable[[random.Random], Made]:
     """A maker of answers with about as many pieces as asked."""
 
     def make(rng: random.Random) -> Made:
@@ -79,7 +37,9 @@ def counted(piece: Callable[[random.Random], str], name: str, *, with_prose: boo
     return make
 
 
-def related(piece: Callable[[random.Random], str], number: str, relation: str, **fixed: Any) -> Callable[[random.Random], Made]:
+def related(
+    piece: Callable[[random.Random], str], number: str, relation: str, **fixed: Any
+) -> Callable[[random.Random], Made]:
     """The same for types with a relation."""
 
     def make(rng: random.Random) -> Made:
@@ -92,7 +52,7 @@ def related(piece: Callable[[random.Random], str], number: str, relation: str, *
 def _existence(rng: random.Random) -> Made:
     keywords = rng.sample(["river", "map", "blue door", "idea", "TEA", "no. 5", "caf."], rng.randint(1, 3))
     shown = [rng.choice((str.lower, str.upper, str.title, lambda k: k + "s"))(k) for k in keywords]
-    return {"keywords": keywords}, scatter(rng, shown[: rng.randint(0, len(shown))] + [prose(rng, rng.randint(0, 3))])
+    return {"keywords": keywords}, scatter(rng, [*shown[: rng.randint(0, len(shown))], prose(rng, rng.randint(0, 3))])
 
 
 def _frequency(rng: random.Random) -> Made:
@@ -154,68 +114,137 @@ def _stars(rng: random.Random) -> Made:
 def _postscript(rng: random.Random) -> Made:
     marker = rng.choice(("P.S.", "P.P.S", "PS:", "Note:"))
     shown = rng.choice((marker, marker.lower(), "P. S.", "P.S", "p.p.s.", "P. P. S", "P.P.S.", "note", "XP.S.", ""))
-    return {"postscript_marker": marker}, prose(rng, 2) + rng.choice(("\n\n", " ", "")) + shown + rng.choice((" Bye.", "", "\n"))
+    return {"postscript_marker": marker}, prose(rng, 2) + rng.choice(("\n\n", " ", "")) + shown + rng.choice(
+        (" Bye.", "", "\n")
+    )
 
 
 def _bullets(rng: random.Random) -> Made:
     count = rng.randint(1, 6)
     mark = rng.choice(("* ", "- ", "  * ", "\t- ", "*", "-", "• ", "** ", "1. "))
-    lines = [rng.choice((mark, mark, mark, "* ")) + rng.choice(("one", "**two**", "", "- x")) for _ in range(near(rng, count))]
+    lines = [
+        rng.choice((mark, mark, mark, "* ")) + rng.choice(("one", "**two**", "", "- x"))
+        for _ in range(near(rng, count))
+    ]
     lines += rng.sample(["*Heading*", "---", "**Bold**", "Text.", "*", "- "], rng.randint(0, 2))
     return {"num_bullets": count}, rng.choice(("", "List:\n")) + rng.choice(("\n", "\n\n")).join(lines)
 
 
 def _options(rng: random.Random) -> Made:
     return {}, rng.choice(
-        ("My answer is yes.", "My answer is no.", "my answer is no.", "My answer is maybe", "So: My answer is maybe. Why?")
-        + ("My answer is  yes.", '"My answer is yes."', "**My answer is no.**", "Yes.", "My answer\nis no.")
+        (
+            "My answer is yes.",
+            "My answer is no.",
+            "my answer is no.",
+            "My answer is maybe",
+            "So: My answer is maybe. Why?",
+            "My answer is  yes.",
+            '"My answer is yes."',
+            "**My answer is no.**",
+            "Yes.",
+            "My answer\nis no.",
+        )
     )
 
 
 def _highlight(rng: random.Random) -> str:
-    return rng.choice(("*one part*", "**two words**", "***three***", "* *", "****", "*a\nb*", "*a", "**x*", "_no_", "* point"))
+    return rng.choice(
+        ("*one part*", "**two words**", "***three***", "* *", "****", "*a\nb*", "*a", "**x*", "_no_", "* point")
+    )
 
 
 def _sections(rng: random.Random) -> Made:
     count = rng.randint(1, 5)
     marker = rng.choice(("SECTION", "Section", "Day ", "PARAGRAPH"))
-    heads = [f"{rng.choice((marker, marker.strip(), marker.lower()))}{rng.choice((' ', '', '  '))}{i + 1}" for i in range(near(rng, count))]
+    heads = [
+        f"{rng.choice((marker, marker.strip(), marker.lower()))}{rng.choice((' ', '', '  '))}{i + 1}"
+        for i in range(near(rng, count))
+    ]
     parts = [head + rng.choice(("\n", ": ", "")) + prose(rng, 1) for head in heads]
     return {"section_spliter": marker, "num_sections": count}, rng.choice(("\n\n", " ", "")).join(parts)
 
 
 def _json(rng: random.Random) -> Made:
-    body = rng.choice(('{"a": 1}', "[1, 2]", "{'a': 1}", '{"a": 1,}', '"text"', "1", "NaN", '{"a": "x\\ny"}', '{"a": "é"}', "text", "```{}"))
-    opened = rng.choice(("", "```json\n", "```\n", "```JSON\n", "```Json ", "```jSON\n", "Here:\n```json\n", "``` json\n", "```json```"))
+    body = rng.choice(
+        (
+            '{"a": 1}',
+            "[1, 2]",
+            "{'a': 1}",
+            '{"a": 1,}',
+            '"text"',
+            "1",
+            "NaN",
+            '{"a": "x\\ny"}',
+            '{"a": "é"}',
+            "text",
+            "```{}",
+        )
+    )
+    opened = rng.choice(
+        ("", "```json\n", "```\n", "```JSON\n", "```Json ", "```jSON\n", "Here:\n```json\n", "``` json\n", "```json```")
+    )
     return {}, opened + body + rng.choice(("", "\n```", "```", "\n```\n", "\n``` "))
 
 
 def _title(rng: random.Random) -> Made:
-    title = rng.choice(("<<poem>>", "<< >>", "<<>>", "<poem>", "<<a\nb>>", "<<a>> <<b>>", "<<> <>>", "«poem»", "<<<x>>>", "<<a", "<<>>>>"))
+    title = rng.choice(
+        (
+            "<<poem>>",
+            "<< >>",
+            "<<>>",
+            "<poem>",
+            "<<a\nb>>",
+            "<<a>> <<b>>",
+            "<<> <>>",
+            "«poem»",
+            "<<<x>>>",
+            "<<a",
+            "<<>>>>",
+        )
+    )
     return {}, scatter(rng, [title, prose(rng, rng.randint(0, 2))])
 
 
 def _two(rng: random.Random) -> Made:
-    parts = [rng.choice((prose(rng, 1), "Same.", "Same.")) for _ in range(near(rng, 2))] + ([" "] if rng.random() < 0.2 else [])
+    parts = [rng.choice((prose(rng, 1), "Same.", "Same.")) for _ in range(near(rng, 2))] + (
+        [" "] if rng.random() < 0.2 else []
+    )
     divider = rng.choice(("******", "\n******\n", "\n\n******\n", "*****", "*******", "************"))
     return {}, rng.choice(("", "", divider)) + divider.join(parts) + rng.choice(("", "", divider))
 
 
 def _repeat(rng: random.Random) -> Made:
     asked = prose(rng, 2)
-    shown = rng.choice((asked, asked.upper(), asked[:-1], " " + asked, "Sure: " + asked, f'"{asked}"', asked.replace(",", "")))
-    return {"prompt_to_repeat": rng.choice((asked, asked + " "))}, shown + rng.choice(("", "\n\nAnswer.", " " + prose(rng, 1)))
+    shown = rng.choice(
+        (asked, asked.upper(), asked[:-1], " " + asked, "Sure: " + asked, f'"{asked}"', asked.replace(",", ""))
+    )
+    return {"prompt_to_repeat": rng.choice((asked, asked + " "))}, shown + rng.choice(
+        ("", "\n\nAnswer.", " " + prose(rng, 1))
+    )
 
 
 def _end(rng: random.Random) -> Made:
     phrase = rng.choice(("Any other questions?", "Peace!", " Is that all? ", "No other words."))
-    shown = rng.choice((phrase, phrase.lower(), phrase.strip()[:-1], f'{phrase}"', f'{phrase} "', f"{phrase} ", f"{phrase}.", f"**{phrase}**"))
+    shown = rng.choice(
+        (
+            phrase,
+            phrase.lower(),
+            phrase.strip()[:-1],
+            f'{phrase}"',
+            f'{phrase} "',
+            f"{phrase} ",
+            f"{phrase}.",
+            f"**{phrase}**",
+        )
+    )
     return {"end_phrase": phrase}, rng.choice(("", '"')) + prose(rng, 1) + " " + shown
 
 
 def _quotation(rng: random.Random) -> Made:
     marks = rng.choice(('""', '""', "“”", "''", '" ', ' "', "  "))
-    return {}, rng.choice(("", " ", "\n")) + (marks[0] + prose(rng, 1) + marks[1]).strip(" ") + rng.choice(("", " ", "."))
+    return {}, rng.choice(("", " ", "\n")) + (marks[0] + prose(rng, 1) + marks[1]).strip(" ") + rng.choice(
+        ("", " ", ".")
+    )
 
 
 def _placeholder(rng: random.Random) -> str:
@@ -254,7 +283,10 @@ IFEVAL_MAKERS: Mapping[str, Callable[[random.Random], Made]] = {
     "change_case:capital_word_frequency": related(_word, "capital_frequency", "capital_relation"),
     "change_case:english_capital": _cased(str.upper),
     "change_case:english_lowercase": _cased(str.lower),
-    "punctuation:no_comma": lambda rng: ({}, prose(rng, rng.randint(1, 3)).replace(*rng.choice(((",", ""), (",", "，"), ("x", "x"))))),
+    "punctuation:no_comma": lambda rng: (
+        {},
+        prose(rng, rng.randint(1, 3)).replace(*rng.choice(((",", ""), (",", "，"), ("x", "x")))),
+    ),
     "startend:quotation": _quotation,
 }
 CHANGES: tuple[Callable[[str], str], ...] = (

@@ -15,17 +15,125 @@ from nashtune.suites.ifeval.types import Positive, Text, Types, Whole
 TYPES = Types()
 Percent = Annotated[float, BeforeValidator(lambda v: float(v) if type(v) is int else v), Field(ge=0, le=100)]
 CONJUNCTIONS = frozenset(["and", "but", "for", "nor", "or", "so", "yet"])
-NAMES = (
-    "Emma Liam Sophia Jackson Olivia Noah Ava Lucas Isabella Mason Mia Ethan Charlotte Alexander Amelia Benjamin Harper "
-    "Leo Zoe Daniel Chloe Samuel Lily Matthew Grace Owen Abigail Gabriel Ella Jacob Scarlett Nathan Victoria Elijah Layla "
-    "Nicholas Audrey David Hannah Christopher Penelope Thomas Nora Andrew Aria Joseph Claire Ryan Stella Jonathan"
-).split()
+NAMES = [
+    "Emma",
+    "Liam",
+    "Sophia",
+    "Jackson",
+    "Olivia",
+    "Noah",
+    "Ava",
+    "Lucas",
+    "Isabella",
+    "Mason",
+    "Mia",
+    "Ethan",
+    "Charlotte",
+    "Alexander",
+    "Amelia",
+    "Benjamin",
+    "Harper",
+    "Leo",
+    "Zoe",
+    "Daniel",
+    "Chloe",
+    "Samuel",
+    "Lily",
+    "Matthew",
+    "Grace",
+    "Owen",
+    "Abigail",
+    "Gabriel",
+    "Ella",
+    "Jacob",
+    "Scarlett",
+    "Nathan",
+    "Victoria",
+    "Elijah",
+    "Layla",
+    "Nicholas",
+    "Audrey",
+    "David",
+    "Hannah",
+    "Christopher",
+    "Penelope",
+    "Thomas",
+    "Nora",
+    "Andrew",
+    "Aria",
+    "Joseph",
+    "Claire",
+    "Ryan",
+    "Stella",
+    "Jonathan",
+]
 """The fifty that the prompts list."""
 PRONOUNS = frozenset(
-    """i me we us you he him she her it they them my mine our ours your yours his hers its their theirs
-    myself ourselves yourself yourselves himself herself itself themselves this that these those
-    who whom whose which what whoever whomever whatever whichever anybody anyone anything everybody everyone everything
-    nobody nothing somebody someone something each either neither both all some any none""".split()
+    [
+        "i",
+        "me",
+        "we",
+        "us",
+        "you",
+        "he",
+        "him",
+        "she",
+        "her",
+        "it",
+        "they",
+        "them",
+        "my",
+        "mine",
+        "our",
+        "ours",
+        "your",
+        "yours",
+        "his",
+        "hers",
+        "its",
+        "their",
+        "theirs",
+        "myself",
+        "ourselves",
+        "yourself",
+        "yourselves",
+        "himself",
+        "herself",
+        "itself",
+        "themselves",
+        "this",
+        "that",
+        "these",
+        "those",
+        "who",
+        "whom",
+        "whose",
+        "which",
+        "what",
+        "whoever",
+        "whomever",
+        "whatever",
+        "whichever",
+        "anybody",
+        "anyone",
+        "anything",
+        "everybody",
+        "everyone",
+        "everything",
+        "nobody",
+        "nothing",
+        "somebody",
+        "someone",
+        "something",
+        "each",
+        "either",
+        "neither",
+        "both",
+        "all",
+        "some",
+        "any",
+        "none",
+    ]
 )
 
 
@@ -82,7 +190,9 @@ def _words_japanese(text: str, N: Positive) -> bool:
 
 
 @TYPES.add("count:keywords_multiple")
-def _keywords_multiple(text: str, keyword1: Text, keyword2: Text, keyword3: Text, keyword4: Text, keyword5: Text) -> bool:
+def _keywords_multiple(
+    text: str, keyword1: Text, keyword2: Text, keyword3: Text, keyword4: Text, keyword5: Text
+) -> bool:
     """The five appear exactly 1, 2, 3, 5 and 7 times, in any case, also inside longer words."""
     wanted = zip((keyword1, keyword2, keyword3, keyword4, keyword5), (1, 2, 3, 5, 7), strict=True)
     return all(text.lower().count(keyword.strip().lower()) == count for keyword, count in wanted)

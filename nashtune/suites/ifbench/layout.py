@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import string
 
@@ -71,12 +72,14 @@ def _line_indent(text: str) -> bool:
     """Each line begins with more spaces than the one before; one blank line between two is passed over."""
     lines = text.split("\n")
     place = 0
-    while place < len(lines):  # the published loop removes from the list it walks, so the line after a removed one is kept
+    while place < len(
+        lines
+    ):  # the published loop removes from the list it walks, so the line after a removed one is kept
         if not lines[place].strip():
             lines.remove(lines[place])
         place += 1
     indents = [len(line) - len(line.lstrip(" ")) for line in lines]
-    return all(a < b for a, b in zip(indents, indents[1:], strict=False))
+    return all(a < b for a, b in itertools.pairwise(indents))
 
 
 @TYPES.add("format:quote_unquote")

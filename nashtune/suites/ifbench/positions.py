@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import string
 
@@ -41,7 +42,7 @@ def _words_position(text: str, keyword: Text) -> bool:
 def _last_first(text: str) -> bool:
     """Each sentence begins with the last word of the one before, in any case."""
     parts = sentences(text)
-    for before, after in zip(parts, parts[1:], strict=False):
+    for before, after in itertools.pairwise(parts):
         last, first = bare_right(before).split()[-1:], bare_left(after).split()[:1]
         if not last or not first or last[0].lower() != first[0].lower():
             return False

@@ -62,7 +62,9 @@ def load_prompts(
     seen: dict[str, str] = {}
     for (where, _), prompt in zip(rows, prompts, strict=True):
         if prompt.key in seen:
-            raise EvaluationError(f"{where}: key {prompt.key!r} is that of {seen[prompt.key]} too; accepted: one row a key")
+            raise EvaluationError(
+                f"{where}: key {prompt.key!r} is that of {seen[prompt.key]} too; accepted: one row a key"
+            )
         seen[prompt.key] = where
     require_resources(prompts)
     return prompts

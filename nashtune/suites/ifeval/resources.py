@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterable
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 from nashtune.errors import EvaluationError
@@ -30,7 +30,7 @@ def require(names: Iterable[str]) -> None:
         raise EvaluationError("\n".join(dict.fromkeys(missing)))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _package(name: str) -> Any:
     try:
         return importlib.import_module(name)
@@ -40,7 +40,7 @@ def _package(name: str) -> Any:
         ) from None
 
 
-@lru_cache(maxsize=None)
+@cache
 def _find_nltk_data(name: str) -> Any:
     nltk = _package("nltk")
     try:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 from nashtune.errors import EvaluationError
-from nashtune.evaluate.winrate import ROUNDING, student_t_quantile, win_rate, wilson
+from nashtune.evaluate.winrate import ROUNDING, student_t_quantile, wilson, win_rate
 from nashtune.records import Interval
 from nashtune.suites.ifeval.data import InstructedPrompt
 
