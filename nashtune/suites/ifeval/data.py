@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -111,7 +112,7 @@ def _file_rows(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 def _hub_rows(name: str, split: str) -> Any:
     try:
-        import datasets
+        datasets: Any = importlib.import_module("datasets")
     except ImportError:
         raise EvaluationError(
             f"{name!r} is a data set of the hub and needs the package 'datasets': pip install nashtune[hub]"
