@@ -10,7 +10,9 @@ import pytest
 from ifbench_cases import IFBENCH_MAKERS
 from instructed_golden import by_type, missing, one
 from reference_data import REFERENCE_DATA, needs_reference_data
+from typer.testing import CliRunner
 
+from nashtune.cli import app
 from nashtune.errors import EvaluationError
 from nashtune.suites.ifbench import word_rules
 from nashtune.suites.ifbench.types import FILES, IFBENCH, NEW
@@ -104,3 +106,26 @@ def test_the_published_prompts_hold_known_types_only() -> None:
             seen[name] = True
     assert len(rows) == 300
     assert seen.keys() == NEW.keys()
+
+
+def test_answers_are_evaluated_through_the_command_line(tmp_path: Path) -> None:
+    rows = [
+        {"key": "0", "prompt": "a", "instruction_id_list": ["count:numbers"], "kwargs": [{"N": 2.0}]},
+        {"key": "1", "prompt": "b ", "instruction_id_list": ["format:no_whitespace"], "kwargs": [{}]},
+    ]
+    (tmp_path / "IFBench_test.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    answers = [{"prompt": "b", "response": "two words"}, {"prompt": "a", "response": "1 and 2"}]
+    (tmp_path / "answers.jsonl").write_text("\n".join(map(json.dumps, answers)))
+    command = ["eval", "--model-outputs", str(tmp_path / "answers.jsonl"), "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, [*command, "--suite", "ifbench", "-o", f"ifbench.data={tmp_path}", "--json"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout.strip().splitlines()[-1])["evaluations"][0]
+    assert found["metrics"]["ifbench_prompt_strict"]["value"] == 50.0
+    assert [(name, figures[1]) for name, figures in found["tables"][0]["rows"]] == [
+        ("count:numbers", 100.0),
+        ("format:no_whitespace", 0.0),
+    ]
+    (tmp_path / "answers.jsonl").write_text(json.dumps(answers[0]))
+    done = CliRunner().invoke(app, [*command, "--suite", "ifbench", "-o", f"ifbench.data={tmp_path}"])
+    assert done.exit_code != 0
+    assert "no response to 1 of 2 prompts, the first of key 0" in " ".join(done.output.split())

@@ -10,7 +10,10 @@ import pytest
 from instructed_cases import IFEVAL_MAKERS
 from instructed_golden import by_type, missing, one
 from reference_data import REFERENCE_DATA, needs_reference_data
+from tiny_pairs import tiny_policy
+from typer.testing import CliRunner
 
+from nashtune.cli import app
 from nashtune.errors import EvaluationError
 from nashtune.evaluate.winrate import win_rate
 from nashtune.judging.instructions import KINDS
@@ -115,7 +118,7 @@ FIVE_WORDS = ("length_constraints:number_words", {"num_words": 5, "relation": "a
     ("bad", "told"),
     [
         ("{", r"ifeval_prompts\.jsonl:2: not JSON"),
-        ("[]", r"ifeval_prompts\.jsonl:2: '\[\]'; accepted: an object with key, prompt"),
+        ("[]", r"ifeval_prompts\.jsonl:2: '\[\]'; accepted: an object"),
         (row(None, NO_COMMA), r":2: key is None; accepted: a number or text"),
         (row(7), r":2: key 7: instruction_id_list is \[\]"),
         (row(1, NO_COMMA), r":2: key '1' is that of .*:1 too"),
@@ -234,3 +237,38 @@ def test_the_published_prompts_are_read() -> None:
     assert not any(prompt.unknown for prompt in prompts)
     scores, _ = follow_scores(prompts, {prompt.key: "" for prompt in prompts})
     assert scores.prompt_loose.value == scores.instruction_loose.value == 0.0
+
+
+def test_a_model_is_evaluated_through_the_command_line(tmp_path: Path) -> None:
+    """Sampled, checked, scored, exported; done once; the same from the exported answers."""
+    tiny_policy(tmp_path / "model")
+    file = write(
+        tmp_path,
+        row(1, NO_COMMA, FIVE_WORDS),
+        row(2, ("startend:quotation", {})),
+        row(3, NO_COMMA, ("new:type", {})),
+    )
+    settings = ["--suite", "ifeval", "-o", f"ifeval.data={file}", "-o", "ifeval.max_new_tokens=6", "--json"]
+
+    def evaluate(*arguments: str) -> dict[str, Any]:
+        done = CliRunner().invoke(app, ["eval", *arguments, *settings])
+        assert done.exit_code == 0, done.output
+        return json.loads(done.stdout.strip().splitlines()[-1])["evaluations"][0]
+
+    found = evaluate(str(tmp_path / "model"), "--out", str(tmp_path / "out"))
+    place = tmp_path / "out" / "ifeval" / "model"
+    answers = [json.loads(line)["response"] for line in (place / "input_response_data.jsonl").read_text().splitlines()]
+    prompts = load_prompts(str(file))
+    scores, followed = follow_scores(prompts, dict(zip("123", answers, strict=True)))
+    assert found["metrics"]["ifeval_prompt_strict"]["value"] == 100 * scores.prompt_strict.value
+    assert found["metrics"]["ifeval_instruction_loose"]["high"] == 100 * scores.instruction_loose.high
+    assert found["counts"] == {"answers": 3, "verdicts": 2, "instructions": 3, "unknown": 1}
+    assert any("1 prompts have types without a check and count nowhere: new:type" in text for text in found["warnings"])
+    strict = [json.loads(line) for line in (place / "eval_results_strict.jsonl").read_text().splitlines()]
+    assert [one["follow_instruction_list"] for one in strict] == [list(one.strict) for one in followed]
+    assert json.loads((place / "items.json").read_text())["ifeval_prompt_loose"].keys() == {"1", "2"}
+    before = (place / "verdicts.jsonl").stat().st_mtime_ns
+    assert evaluate(str(tmp_path / "model"), "--out", str(tmp_path / "out")) == found
+    assert (place / "verdicts.jsonl").stat().st_mtime_ns == before
+    given = evaluate("--model-outputs", str(place / "input_response_data.jsonl"), "--out", str(tmp_path / "given"))
+    assert given["metrics"] == found["metrics"]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nashtune.errors import DriftError, EvaluationError
-from nashtune.evaluated import Scores, read_rows
+from nashtune.evaluated import Scores, place_of, read_rows
 from nashtune.progress import progress
 from nashtune.recipe import EngineSection, SuiteSection, identity
 from nashtune.records import Interval
@@ -21,13 +21,13 @@ from nashtune.stages.suite_answers import suite_answers
 from nashtune.stages.work import finish
 from nashtune.store.files import read_json, write_atomic, write_json
 from nashtune.suites.registry import open_suite
-from nashtune.suites.suite import Answers, Row, Runner, Suite, SuiteScores
+from nashtune.suites.suite import Answers, ComparesWithInitial, Row, Runner, Suite, SuiteScores
 
 if TYPE_CHECKING:
     from nashtune.judging.dispatch import Dispatcher
 
 POLL_SECONDS = 0.5
-FINGERPRINTED = ("data", "baseline", "references")
+FINGERPRINTED = ("data", "baseline", "references", "include_path")
 """Settings that name files or data sets: it is their contents that count, which the suite's identity holds."""
 
 
@@ -40,9 +40,9 @@ def evaluate(subject: Subject, section: SuiteSection) -> Scores:
     suite = open_suite(section)
     folder = subject.folder / section.called / subject.place
     given = None if subject.answers is None else suite.read_answers(subject.answers)
-    made_from = _identity(subject, section, suite, None if given is None else given.answers)
-    _refuse_drift(folder, made_from)
-    shown = {"confidence": subject.confidence, **_shown(section)}
+    _adopt(folder, _identity(subject, section, suite, None if given is None else given.answers))
+    initial = _initial(subject, suite, folder)
+    shown = {"confidence": subject.confidence, **_shown(section), **({} if initial is None else {"initial": True})}
     if (found := _finished(folder, shown)) is not None:
         return found
     suite.check()
@@ -56,6 +56,8 @@ def evaluate(subject: Subject, section: SuiteSection) -> Scores:
         write_atomic(verdicts, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
     rows = read_rows(verdicts)
     scores = suite.scores(rows, answers, subject.confidence)
+    if initial is not None and isinstance(suite, ComparesWithInitial):
+        scores = suite.with_initial(scores, initial, rows)
     generator = given.generator if given else subject.generator
     suite.export(folder, rows, answers, generator)
     write_json(folder / "items.json", {_full(section, end): dict(of) for end, of in scores.items.items()})
@@ -87,10 +89,21 @@ def _shown(section: SuiteSection) -> dict[str, Any]:
     return {"difficulty": section.difficulty} if hasattr(section, "difficulty") else {}  # type: ignore[attr-defined]
 
 
-def _refuse_drift(folder: Path, now: Mapping[str, Any]) -> None:
-    """Raises DriftError where the evaluation began from something else."""
-    file = folder / "identity.json"
-    if file.exists() and (before := read_json(file)) != now:
+def _initial(subject: Subject, suite: Suite, folder: Path) -> list[Row] | None:
+    """The initial policy's verdicts, where a later one of its run is compared with them."""
+    file = folder.parent / place_of(0) / "verdicts.jsonl"
+    later = subject.run is not None and subject.iteration != 0 and isinstance(suite, ComparesWithInitial)
+    return read_rows(file) if later and file.exists() else None
+
+
+def _adopt(folder: Path, now: Mapping[str, Any]) -> None:
+    """Keep what the evaluation is made from. Raises DriftError where it began from something else."""
+    file, now = folder / "identity.json", json.loads(json.dumps(now))
+    if not file.exists():
+        write_json(file, now)
+        return
+    before = read_json(file)
+    if before != now:
         flat_before, flat_now = _flat(before), _flat(now)
         keys = sorted(key for key in flat_before | flat_now if flat_before.get(key) != flat_now.get(key))
         detail = "; ".join(f"{key}: {flat_before.get(key)!r} -> {flat_now.get(key)!r}" for key in keys)

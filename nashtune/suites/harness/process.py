@@ -7,14 +7,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from nashtune.errors import EvaluationError
+from nashtune.recipe import HarnessSection, HarnessTask
 from nashtune.seeds import content_hash
 from nashtune.store.files import read_json, write_json
-from nashtune.suites.harness.tasks import OPEN_LLM, HarnessTask
 
 CHILD = Path(__file__).with_name("child.py")
 REFUSED = 3
@@ -22,27 +21,7 @@ TOLD = 2000
 """Characters of the child's output that an error repeats."""
 
 
-@dataclass(frozen=True, slots=True)
-class HarnessSettings:
-    """How tasks are run. ``include_path``: a folder of further tasks (yaml); ``limit``: documents of each task, for tries;
-    ``python``: another environment's interpreter, None this one; ``model_args``: further arguments of lm-eval's model."""
-
-    tasks: Sequence[HarnessTask] = OPEN_LLM
-    include_path: Path | None = None
-    model: Literal["hf", "vllm"] = "hf"
-    model_args: Mapping[str, Any] | None = None
-    dtype: str = "auto"
-    batch_size: int | Literal["auto"] = 1
-    device: str | None = None
-    limit: int | None = None
-    apply_chat_template: bool = False
-    trust_remote_code: bool = False
-    seed: int = 1234
-    """Of the draw of few-shot examples, where a task draws them; this is lm-eval's own default."""
-    python: str | None = None
-
-
-def check_installed(settings: HarnessSettings) -> None:
+def check_installed(settings: HarnessSection) -> None:
     """Raises EvaluationError where this environment is to run the tasks and has no lm-evaluation-harness, or a folder or
     interpreter is not there."""
     if settings.python is None and importlib.util.find_spec("lm_eval") is None:
@@ -51,31 +30,36 @@ def check_installed(settings: HarnessSettings) -> None:
         raise EvaluationError(
             f"python is {settings.python!r}; accepted: an interpreter with lm-eval, as ENV/bin/python"
         )
-    if settings.include_path is not None and not settings.include_path.is_dir():
-        raise EvaluationError(
-            f"include_path is {str(settings.include_path)!r}; accepted: a folder of task files (yaml)"
-        )
+    folder = include_folder(settings)
+    if folder is not None and not folder.is_dir():
+        raise EvaluationError(f"include_path is {settings.include_path!r}; accepted: a folder of task files (yaml)")
 
 
-def include_digest(folder: Path | None) -> str | None:
+def include_folder(settings: HarnessSection) -> Path | None:
+    """The folder of further tasks."""
+    return Path(settings.include_path).expanduser().resolve() if settings.include_path else None
+
+
+def include_digest(settings: HarnessSection) -> str | None:
     """A hash of the names and contents of a folder of tasks; data they name elsewhere are told by each result's task hashes."""
+    folder = include_folder(settings)
     if folder is None:
         return None
     files = sorted(file for file in folder.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
     return content_hash([[str(file.relative_to(folder)), content_hash(file.read_bytes().hex())] for file in files])
 
 
-def result_file(task: HarnessTask, settings: HarnessSettings, work: Path) -> Path:
+def result_file(task: HarnessTask, settings: HarnessSection, work: Path) -> Path:
     """Where a task's result lies; what decides it is in the name. Batch size and interpreter do not count."""
     asked = [
-        asdict(task),
-        [settings.model, dict(settings.model_args or {}), settings.dtype, settings.limit, settings.apply_chat_template],
-        [settings.seed, include_digest(settings.include_path)],
+        task.model_dump(),
+        [settings.model, settings.model_args, settings.dtype, settings.limit, settings.apply_chat_template],
+        [settings.seed, include_digest(settings)],
     ]
     return work / f"{task.task}-{content_hash(asked)[:12]}.json"
 
 
-def run_tasks(policy: Path, work: Path, settings: HarnessSettings) -> list[dict[str, Any]]:
+def run_tasks(policy: Path, work: Path, settings: HarnessSection) -> list[dict[str, Any]]:
     """Each task's result for the model in ``policy``, in the settings' order; those in ``work`` are not run again.
 
     ``work`` is one policy's alone. Raises EvaluationError with the child's own words where it fails; tasks that it had
@@ -89,12 +73,13 @@ def run_tasks(policy: Path, work: Path, settings: HarnessSettings) -> list[dict[
     return [read_json(file) for file in files]
 
 
-def _job(policy: Path, settings: HarnessSettings, todo: Sequence[tuple[HarnessTask, Path]]) -> dict[str, Any]:
+def _job(policy: Path, settings: HarnessSection, todo: Sequence[tuple[HarnessTask, Path]]) -> dict[str, Any]:
+    folder = include_folder(settings)
     model_args = {
         "pretrained": str(policy.resolve()),
         "dtype": settings.dtype,
         "trust_remote_code": settings.trust_remote_code,
-        **(settings.model_args or {}),
+        **settings.model_args,
     }
     return {
         "model": settings.model,
@@ -103,13 +88,22 @@ def _job(policy: Path, settings: HarnessSettings, todo: Sequence[tuple[HarnessTa
         "device": settings.device,
         "limit": settings.limit,
         "apply_chat_template": settings.apply_chat_template,
-        "include_path": None if settings.include_path is None else str(settings.include_path.resolve()),
+        "include_path": str(folder) if folder else None,
         "seed": settings.seed,
-        "tasks": [{**asdict(task), "file": str(file.resolve())} for task, file in todo],
+        "tasks": [
+            {
+                "task": task.task,
+                "shots": task.shots,
+                "metric": task.metric,
+                "filter": task.filter,
+                "file": str(file.resolve()),
+            }
+            for task, file in todo
+        ],
     }
 
 
-def _run_child(job: Mapping[str, Any], work: Path, settings: HarnessSettings) -> None:
+def _run_child(job: Mapping[str, Any], work: Path, settings: HarnessSection) -> None:
     work.mkdir(parents=True, exist_ok=True)
     write_json(work / "job.json", job)
     python = str(Path(settings.python).expanduser()) if settings.python else sys.executable

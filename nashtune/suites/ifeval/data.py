@@ -85,7 +85,7 @@ def _rows(source: str, files: Sequence[str], split: str) -> Iterator[tuple[str, 
             raise EvaluationError(f"{path}: none of {', '.join(files)}; accepted: a folder with one, or a .jsonl file")
         path = found
     if path.is_file():
-        yield from _file_rows(path)
+        yield from file_rows(path)
         return
     if path.suffix or path.is_absolute():
         raise EvaluationError(f"{source!r}: no such file or folder")
@@ -93,7 +93,8 @@ def _rows(source: str, files: Sequence[str], split: str) -> Iterator[tuple[str, 
         yield f"{source}:{split}:{number}", row
 
 
-def _file_rows(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def file_rows(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The objects of a .jsonl file, each with "FILE:LINE" for errors. Raises EvaluationError for what is none."""
     try:
         lines = file.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -106,7 +107,7 @@ def _file_rows(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         except ValueError as error:
             raise EvaluationError(f"{file}:{number}: not JSON: {error}") from None
         if not isinstance(row, dict):
-            raise EvaluationError(f"{file}:{number}: {line[:80]!r}; accepted: an object with {', '.join(FIELDS)}")
+            raise EvaluationError(f"{file}:{number}: {line[:80]!r}; accepted: an object")
         yield f"{file}:{number}", row
 
 

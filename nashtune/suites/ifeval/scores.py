@@ -83,12 +83,17 @@ def follow_scores(
     followed = [check_answer(prompt, answers[prompt.key]) for prompt in prompts if not prompt.unknown]
     if not followed:
         raise EvaluationError(f"all of {len(keys)} prompts have types that are not known, as {unknown[keys[0]][0]!r}")
+    return score(followed, unknown, confidence), followed
+
+
+def score(followed: Sequence[Followed], unknown: Mapping[str, tuple[str, ...]], confidence: float) -> FollowScores:
+    """The accuracies of prompts that were checked, at least one."""
     types: dict[str, list[tuple[list[bool], list[bool]]]] = defaultdict(list)
     for one in followed:
         for name in dict.fromkeys(one.ids):
             places = [i for i, own in enumerate(one.ids) if own == name]
             types[name].append(([one.strict[i] for i in places], [one.loose[i] for i in places]))
-    scores = FollowScores(
+    return FollowScores(
         prompt_strict=win_rate([float(all(one.strict)) for one in followed], confidence),
         prompt_loose=win_rate([float(all(one.loose)) for one in followed], confidence),
         instruction_strict=clustered_share([one.strict for one in followed], confidence),
@@ -103,7 +108,6 @@ def follow_scores(
         },
         unknown=unknown,
     )
-    return scores, followed
 
 
 def clustered_share(clusters: Sequence[Sequence[bool]], confidence: float) -> Interval:
