@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +15,14 @@ from nashtune.suites.ifeval import resources
 from nashtune.suites.ifeval.data import InstructedPrompt, Instruction
 from nashtune.suites.ifeval.scores import check_answer
 from nashtune.suites.ifeval.types import Types
+
+# nltk's data come with no package of nltk's; llama-index-core has those for sentences and stop words.
+if importlib.util.find_spec("nltk") and (spec := importlib.util.find_spec("llama_index")):
+    import nltk
+
+    nltk.data.path += [
+        str(Path(place, "core", "_static", "nltk_cache")) for place in spec.submodule_search_locations or ()
+    ]
 
 GOLDEN = json.loads(Path(__file__).with_name("golden").joinpath("instructed.json").read_text())
 
