@@ -180,7 +180,7 @@ def test_an_interpreter_without_the_harness_is_named(tmp_path: Path) -> None:
     bare = tmp_path / "python"
     bare.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S -E "$@"\n')
     bare.chmod(0o755)
-    with pytest.raises(EvaluationError, match=r"has no lm-evaluation-harness .*accepted: pip install"):
+    with pytest.raises(EvaluationError, match=r"^harness: \S+ has no lm-evaluation-harness .*accepted: pip install"):
         run_tasks(tmp_path, tmp_path / "work", harness(python=str(bare)))
     told = tmp_path / "broken"
     told.write_text("#!/bin/sh\necho all wrong\nexit 9\n")
