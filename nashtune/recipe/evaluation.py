@@ -176,6 +176,9 @@ class IfBenchSection(InstructionSection):
 class HarnessSection(SuiteSection):
     """Tasks of lm-evaluation-harness, by default the Open LLM leaderboard's six, in a process of their own."""
 
+    metrics: ClassVar[Mapping[str, str]] = {"": "%", **{task.task: task.unit for task in OPEN_LLM}}
+    """Those of the default tasks."""
+
     suite: Literal["harness"]
     tasks: tuple[HarnessTask, ...] = Field(default=OPEN_LLM, min_length=1)
     """What is run, and which metric of each is read."""
