@@ -68,6 +68,10 @@ class SuiteSection(Section):
         """The unit of a metric, by the end of its name."""
         return self.metrics[end]
 
+    def asks(self) -> Asks | None:
+        """What it takes; None where nobody knows without the data."""
+        return None
+
     def problems(self) -> list[str]:
         """Settings of this suite that fight each other, each as a sentence."""
         return []
@@ -162,6 +166,9 @@ class IfEvalSection(InstructionSection):
     max_new_tokens: int = Field(default=1280, ge=1)
     """Longest answer (tokens); lm-evaluation-harness's is 1280."""
 
+    def asks(self) -> Asks:
+        return Asks(prompts=541)
+
 
 class IfBenchSection(InstructionSection):
     """IFBench: 300 prompts with 58 further types."""
@@ -171,6 +178,9 @@ class IfBenchSection(InstructionSection):
     """A .jsonl file, a folder with one, or a data set of the hub (key, prompt, instruction_id_list, kwargs)."""
     max_new_tokens: int = Field(default=4096, ge=1)
     """Longest answer (tokens)."""
+
+    def asks(self) -> Asks:
+        return Asks(prompts=300)
 
 
 class HarnessSection(SuiteSection):

@@ -30,6 +30,9 @@ POLL_SECONDS = 0.5
 FINGERPRINTED = ("data", "baseline", "references", "include_path")
 """Settings that name files or data sets: it is their contents that count, which the suite's identity holds."""
 
+SHOWN = ("difficulty", "regression_errors")
+"""Settings that only decide what is computed from the verdicts."""
+
 
 def evaluate(subject: Subject, section: SuiteSection) -> Scores:
     """The figures of ``subject`` by a suite; what is done already is not done again, and a finished evaluation does nothing.
@@ -40,7 +43,8 @@ def evaluate(subject: Subject, section: SuiteSection) -> Scores:
     suite = open_suite(section)
     folder = subject.folder / section.called / subject.place
     given = None if subject.answers is None else suite.read_answers(subject.answers)
-    _adopt(folder, _identity(subject, section, suite, None if given is None else given.answers))
+    made_from = _identity(subject, section, suite, None if given is None else given.answers)
+    _refuse_drift(folder, made_from)
     initial = _initial(subject, suite, folder)
     shown = {"confidence": subject.confidence, **_shown(section), **({} if initial is None else {"initial": True})}
     if (found := _finished(folder, shown)) is not None:
@@ -85,8 +89,7 @@ def _identity(subject: Subject, section: SuiteSection, suite: Suite, given: Answ
 
 
 def _shown(section: SuiteSection) -> dict[str, Any]:
-    """Settings that only decide what is computed from the verdicts."""
-    return {"difficulty": section.difficulty} if hasattr(section, "difficulty") else {}  # type: ignore[attr-defined]
+    return {name: getattr(section, name) for name in SHOWN if hasattr(section, name)}
 
 
 def _initial(subject: Subject, suite: Suite, folder: Path) -> list[Row] | None:
@@ -96,14 +99,10 @@ def _initial(subject: Subject, suite: Suite, folder: Path) -> list[Row] | None:
     return read_rows(file) if later and file.exists() else None
 
 
-def _adopt(folder: Path, now: Mapping[str, Any]) -> None:
-    """Keep what the evaluation is made from. Raises DriftError where it began from something else."""
-    file, now = folder / "identity.json", json.loads(json.dumps(now))
-    if not file.exists():
-        write_json(file, now)
-        return
-    before = read_json(file)
-    if before != now:
+def _refuse_drift(folder: Path, now: Mapping[str, Any]) -> None:
+    """Raises DriftError where the evaluation began from something else."""
+    file = folder / "identity.json"
+    if file.exists() and (before := read_json(file)) != now:
         flat_before, flat_now = _flat(before), _flat(now)
         keys = sorted(key for key in flat_before | flat_now if flat_before.get(key) != flat_now.get(key))
         detail = "; ".join(f"{key}: {flat_before.get(key)!r} -> {flat_now.get(key)!r}" for key in keys)
