@@ -23,6 +23,8 @@ EXTRAS = {
     "LoRA": "peft",
     "8-bit moments, QLoRA": "bitsandbytes",
     "Liger kernels": "liger_kernel",
+    "IFEval and IFBench": "nltk",
+    "lm-evaluation-harness": "lm_eval",
 }
 
 

@@ -17,6 +17,7 @@ from nashtune.recipe import (
     NEUTRAL,
     SUITE_SECTIONS,
     EvaluationFile,
+    InstructionSection,
     LoraSection,
     PairsSection,
     Recipe,
@@ -228,7 +229,13 @@ def test_every_section_of_every_module_belongs_to_the_recipe_and_is_exported() -
         if isinstance(value, type) and issubclass(value, Section) and value.__module__ == module.__name__
     }
     made = set(SECTIONS.values())  # one for each row of the table of objectives
-    assert declared == sections(Recipe, set()) - made | {Section, ObjectiveSection, EvaluationFile, SuiteSection}
+    assert declared == sections(Recipe, set()) - made | {
+        Section,
+        ObjectiveSection,
+        EvaluationFile,
+        SuiteSection,
+        InstructionSection,
+    }
     assert made <= sections(Recipe, set())
     assert set(SECTIONS) == set(OBJECTIVES)
     assert {section.__name__ for section in declared} <= set(nashtune.recipe.__all__)
@@ -291,6 +298,7 @@ def test_neutral_settings_change_no_identity_and_identity_settings_do() -> None:
     assert declared == {
         "Recipe.average",
         "Recipe.evaluate",
+        *(f"HarnessSection.{name}" for name in ("batch_size", "device", "python", "regression_errors")),
         *(f"{suite.__name__}.{name}" for suite in SUITE_SECTIONS.values() for name in ("name", "when")),
         "AlpacaEvalSection.difficulty",
         "Recipe.folder",

@@ -44,6 +44,11 @@ def win_rate(per_prompt: Sequence[float], confidence: float) -> Interval:
         n_eff, quantile = p * (1 - p) * n / spread, student_t_quantile(confidence, n - 1)
     else:
         n_eff, quantile = float(n), NormalDist().inv_cdf((1 + confidence) / 2)
+    return wilson(p, n_eff, quantile, n)
+
+
+def wilson(p: float, n_eff: float, quantile: float, n: int) -> Interval:
+    """Wilson's score interval for a share ``p`` of ``n_eff`` independent observations; ``n`` is the count it carries."""
     penalty = quantile**2 / n_eff
     centre = (p + penalty / 2) / (1 + penalty)
     half = quantile / (1 + penalty) * math.sqrt((p * (1 - p) + penalty / 4) / n_eff)

@@ -7,44 +7,23 @@ where its docstring says otherwise.
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import re
-import typing
 import unicodedata
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import AfterValidator, Field
 
 from nashtune.errors import PromptError
-from nashtune.judging.text_units import Marker, Separator, bullets, paragraphs, sentences, words
+from nashtune.judging.instruction_kinds import Kind, make_kind
+from nashtune.judging.text_units import Marker, Separator, bullets, language_of, paragraphs, sentences, words
 from nashtune.records import Constraint
 
 Count = Annotated[int, Field(ge=1)]
 Phrase = Annotated[str, Field(min_length=1)]
 Phrases = Annotated[list[Phrase], Field(min_length=1)]
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """A kind of instruction: its name, one line about it, its check and the schema of its arguments."""
-
-    name: str
-    summary: str
-    check: Callable[..., bool]
-    schema: type[BaseModel]
-    bounds: bool
-
-    @property
-    def accepted(self) -> str:
-        """The arguments it takes, as one line for error messages."""
-        schema = self.schema.model_json_schema()
-        required, fields = schema.get("required", []), schema.get("properties", {})
-        text = "; ".join(f"{name} ({_type_line(spec, name in required)})" for name, spec in fields.items())
-        return (text or "no arguments") + ("; at_least or at_most is needed" if self.bounds else "")
 
 
 KINDS: dict[str, Kind] = {}
@@ -54,14 +33,7 @@ def instruction(name: str, bounds: bool = False) -> Callable[[Callable[..., bool
     """Register a check as the kind ``name``; with ``bounds``, at_least or at_most must be given."""
 
     def register(check: Callable[..., bool]) -> Callable[..., bool]:
-        hints = typing.get_type_hints(check, include_extras=True)
-        fields: dict[str, Any] = {
-            arg: (hints[arg], ... if p.default is p.empty else p.default)
-            for arg, p in list(inspect.signature(check).parameters.items())[1:]
-        }
-        schema = create_model(name, __config__=ConfigDict(extra="forbid", strict=True), **fields)
-        summary = (check.__doc__ or "").partition("\n")[0]
-        KINDS[name] = Kind(name, summary, check, schema, bounds)
+        KINDS[name] = make_kind(name, check, bounds)
         return check
 
     return register
@@ -82,26 +54,7 @@ def _arguments(constraint: Constraint) -> dict[str, Any]:
     kind = KINDS.get(constraint.kind)
     if kind is None:
         raise PromptError(f"constraint kind {constraint.kind!r} is unknown; accepted: {', '.join(sorted(KINDS))}")
-    received = f"constraint {constraint.kind!r} with arguments {dict(constraint.args)!r}"
-    try:
-        args = kind.schema.model_validate(dict(constraint.args)).model_dump()
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(p) for p in first["loc"])
-        raise PromptError(f"{received}: {where}: {first['msg']}; accepted: {kind.accepted}") from None
-    low, high = args.get("at_least"), args.get("at_most")
-    if kind.bounds and low is None and high is None:
-        raise PromptError(f"{received}: no bound is given; accepted: {kind.accepted}")
-    if low is not None and high is not None and low > high:
-        raise PromptError(f"{received}: at_least is above at_most; accepted: {kind.accepted}")
-    return args
-
-
-def _type_line(spec: dict[str, Any], required: bool) -> str:
-    spec = spec.get("anyOf", [spec])[0]
-    parts = ["one of " + ", ".join(map(repr, spec["enum"])) if "enum" in spec else str(spec["type"])]
-    parts += [f"{word} {spec[word]}" for word in ("minimum", "minLength", "minItems") if word in spec]
-    return ", ".join(parts) + ("" if required else ", optional")
+    return kind.arguments(constraint.args)
 
 
 def _lines(text: str) -> list[str]:
@@ -355,13 +308,7 @@ def _language(text: str, code: Annotated[str, AfterValidator(_known_language)]) 
 
     Text without any letter is in no language (IFEval lets it pass).
     """
-    from langdetect import DetectorFactory, LangDetectException, detect
-
-    DetectorFactory.seed = 0
-    try:
-        return detect(text) == code
-    except LangDetectException:
-        return False
+    return language_of(text) == code
 
 
 @instruction("exact_answer")

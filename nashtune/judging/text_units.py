@@ -54,3 +54,14 @@ def paragraphs(text: str, separator: Separator = "blank line") -> list[str]:
     """Parts between separators; an empty part at either end does not count, one in the middle stays as ''."""
     parts = [p.strip() for p in re.split(r"\n\s*\n" if separator == "blank line" else r"\s?\*\*\*\s?", text.strip())]
     return [p for i, p in enumerate(parts) if p or 0 < i < len(parts) - 1]
+
+
+def language_of(text: str) -> str | None:
+    """The ISO 639-1 code that langdetect tells (its seed fixed, as its guess is drawn), None for text without letters."""
+    from langdetect import DetectorFactory, LangDetectException, detect
+
+    DetectorFactory.seed = 0
+    try:
+        return detect(text)
+    except LangDetectException:
+        return None

@@ -10,10 +10,15 @@ from nashtune.recipe.evaluation import (
     SUITE_SECTIONS,
     AlpacaEvalSection,
     EvaluationFile,
+    HarnessSection,
+    IfBenchSection,
+    IfEvalSection,
+    InstructionSection,
     MtBenchSection,
     SuiteSection,
     SuiteSettings,
 )
+from nashtune.recipe.harness import OPEN_LLM, HarnessTask
 from nashtune.recipe.loading import load_oracle, load_recipe, parse_evaluation, parse_recipe
 from nashtune.recipe.methods import METHODS, Method
 from nashtune.recipe.objectives import Objective, ObjectiveSection, objective_section
@@ -58,6 +63,7 @@ __all__ = [
     "ADDED",
     "METHODS",
     "NEUTRAL",
+    "OPEN_LLM",
     "SUITE_SECTIONS",
     "AlpacaEvalSection",
     "BestOfN",
@@ -71,7 +77,12 @@ __all__ = [
     "EngineSection",
     "EvaluationFile",
     "Guard",
+    "HarnessSection",
+    "HarnessTask",
     "HealthSection",
+    "IfBenchSection",
+    "IfEvalSection",
+    "InstructionSection",
     "LoraSection",
     "Method",
     "MtBenchSection",

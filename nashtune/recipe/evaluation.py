@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 
 from nashtune.recipe.base import NEUTRAL, Section
 from nashtune.recipe.engine import EngineSection
+from nashtune.recipe.harness import OPEN_LLM, HarnessTask
 from nashtune.recipe.sections import SamplingSection, VllmSection
 
 
@@ -143,8 +144,108 @@ class MtBenchSection(SuiteSection):
         return {name: end for name, end in super().metric_names().items() if end in read}
 
 
-SuiteSettings = Annotated[AlpacaEvalSection | MtBenchSection, Field(discriminator="suite")]
-SUITE_SECTIONS: Mapping[str, type[SuiteSection]] = {"alpaca_eval": AlpacaEvalSection, "mt_bench": MtBenchSection}
+class InstructionSection(SuiteSection):
+    """What the suites of verifiable instructions share: checked by programs, so nobody is asked and nothing is paid."""
+
+    metrics: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("prompt_strict", "prompt_loose", "instruction_strict", "instruction_loose"), "%"
+    )
+
+    temperature: float = Field(default=0.0, ge=0)
+    """Softmax temperature of the policy's answers."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Nucleus mass of the policy's answers."""
+
+
+class IfEvalSection(InstructionSection):
+    """IFEval: 541 prompts with 25 types of instructions that a program can check, strictly and loosely."""
+
+    suite: Literal["ifeval"]
+    data: str = "google/IFEval"
+    """A .jsonl file, a folder with one, or a data set of the hub (key, prompt, instruction_id_list, kwargs)."""
+    max_new_tokens: int = Field(default=1280, ge=1)
+    """Longest answer (tokens); lm-evaluation-harness's is 1280."""
+
+    def asks(self) -> Asks:
+        return Asks(prompts=541)
+
+
+class IfBenchSection(InstructionSection):
+    """IFBench: 300 prompts with 58 further types."""
+
+    suite: Literal["ifbench"]
+    data: str = "allenai/IFBench_test"
+    """A .jsonl file, a folder with one, or a data set of the hub (key, prompt, instruction_id_list, kwargs)."""
+    max_new_tokens: int = Field(default=4096, ge=1)
+    """Longest answer (tokens)."""
+
+    def asks(self) -> Asks:
+        return Asks(prompts=300)
+
+
+class HarnessSection(SuiteSection):
+    """Tasks of lm-evaluation-harness, by default the Open LLM leaderboard's six, in a process of their own."""
+
+    metrics: ClassVar[Mapping[str, str]] = {"": "%", **{task.task: task.unit for task in OPEN_LLM}}
+    """Those of the default tasks."""
+
+    suite: Literal["harness"]
+    tasks: tuple[HarnessTask, ...] = Field(default=OPEN_LLM, min_length=1)
+    """What is run, and which metric of each is read."""
+    include_path: str | None = None
+    """A folder of further tasks (yaml files, as lm-evaluation-harness reads them)."""
+    model: Literal["hf", "vllm"] = "hf"
+    """What computes: transformers, or vLLM."""
+    model_args: dict[str, str | int | float | bool] = Field(default_factory=dict)
+    """Further arguments of lm-evaluation-harness's model."""
+    dtype: str = "auto"
+    """Arithmetic of the model; auto is what its config says."""
+    batch_size: int | Literal["auto"] = Field(default=1, json_schema_extra=NEUTRAL)
+    """Requests computed together."""
+    device: str | None = Field(default=None, json_schema_extra=NEUTRAL)
+    """Where: cuda, cpu, ...; null takes a GPU where there is one."""
+    limit: int | None = Field(default=None, ge=1)
+    """Only so many documents of each task, for tries; null takes all."""
+    apply_chat_template: bool = False
+    """Ask through the model's chat template, shots as turns; the leaderboard did not."""
+    trust_remote_code: bool = False
+    """Run model code shipped with the weights."""
+    seed: int = 1234
+    """Of the draw of shots, where a task draws them; lm-evaluation-harness's own default."""
+    python: str | None = Field(default=None, json_schema_extra=NEUTRAL)
+    """Interpreter of an environment that has lm-evaluation-harness; null takes this one."""
+    regression_errors: float = Field(default=1.0, gt=0, json_schema_extra=NEUTRAL)
+    """A task is flagged where a policy is worse than the initial one by more than so many standard errors of the difference."""
+
+    def metric_names(self) -> dict[str, str]:
+        ends = [task.task for task in self.tasks]
+        average = {self.called: ""} if self.averages else {}
+        return average | {f"{self.called}_{end}": end for end in ends}
+
+    @property
+    def averages(self) -> bool:
+        """Whether the tasks' figures have one unit, so that their mean says something."""
+        return all(task.unit == "%" for task in self.tasks)
+
+    def unit(self, end: str) -> str:
+        return next((task.unit for task in self.tasks if task.task == end), "%")
+
+    def problems(self) -> list[str]:
+        names = [task.task for task in self.tasks]
+        twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+        return [f"tasks has {name!r} {names.count(name)} times; accepted: once" for name in twice]
+
+
+SuiteSettings = Annotated[
+    AlpacaEvalSection | MtBenchSection | IfEvalSection | IfBenchSection | HarnessSection, Field(discriminator="suite")
+]
+SUITE_SECTIONS: Mapping[str, type[SuiteSection]] = {
+    "alpaca_eval": AlpacaEvalSection,
+    "mt_bench": MtBenchSection,
+    "ifeval": IfEvalSection,
+    "ifbench": IfBenchSection,
+    "harness": HarnessSection,
+}
 """The sections by `suite`."""
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nashtune.errors import DriftError, EvaluationError
-from nashtune.evaluated import Scores, read_rows
+from nashtune.evaluated import Scores, place_of, read_rows
 from nashtune.progress import progress
 from nashtune.recipe import EngineSection, SuiteSection, identity
 from nashtune.records import Interval
@@ -21,14 +21,17 @@ from nashtune.stages.suite_answers import suite_answers
 from nashtune.stages.work import finish
 from nashtune.store.files import read_json, write_atomic, write_json
 from nashtune.suites.registry import open_suite
-from nashtune.suites.suite import Answers, Row, Runner, Suite, SuiteScores
+from nashtune.suites.suite import Answers, ComparesWithInitial, Row, Runner, Suite, SuiteScores
 
 if TYPE_CHECKING:
     from nashtune.judging.dispatch import Dispatcher
 
 POLL_SECONDS = 2.0
-FINGERPRINTED = ("data", "baseline", "references")
+FINGERPRINTED = ("data", "baseline", "references", "include_path")
 """Settings that name files or data sets: it is their contents that count, which the suite's identity holds."""
+
+SHOWN = ("difficulty", "regression_errors")
+"""Settings that only decide what is computed from the verdicts."""
 
 
 def evaluate(subject: Subject, section: SuiteSection) -> Scores:
@@ -42,7 +45,8 @@ def evaluate(subject: Subject, section: SuiteSection) -> Scores:
     given = None if subject.answers is None else suite.read_answers(subject.answers)
     made_from = _identity(subject, section, suite, None if given is None else given.answers)
     _refuse_drift(folder, made_from)
-    shown = {"confidence": subject.confidence, **_shown(section)}
+    initial = _initial(subject, suite, folder)
+    shown = {"confidence": subject.confidence, **_shown(section), **({} if initial is None else {"initial": True})}
     if (found := _finished(folder, shown)) is not None:
         return found
     suite.check()
@@ -56,6 +60,8 @@ def evaluate(subject: Subject, section: SuiteSection) -> Scores:
         write_atomic(verdicts, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
     rows = read_rows(verdicts)
     scores = suite.scores(rows, answers, subject.confidence)
+    if initial is not None and isinstance(suite, ComparesWithInitial):
+        scores = suite.with_initial(scores, initial, rows)
     generator = given.generator if given else subject.generator
     suite.export(folder, rows, answers, generator)
     write_json(folder / "items.json", {_full(section, end): dict(of) for end, of in scores.items.items()})
@@ -83,8 +89,14 @@ def _identity(subject: Subject, section: SuiteSection, suite: Suite, given: Answ
 
 
 def _shown(section: SuiteSection) -> dict[str, Any]:
-    """Settings that only decide what is computed from the verdicts."""
-    return {"difficulty": section.difficulty} if hasattr(section, "difficulty") else {}  # type: ignore[attr-defined]
+    return {name: getattr(section, name) for name in SHOWN if hasattr(section, name)}
+
+
+def _initial(subject: Subject, suite: Suite, folder: Path) -> list[Row] | None:
+    """The initial policy's verdicts, where a later one of its run is compared with them."""
+    file = folder.parent / place_of(0) / "verdicts.jsonl"
+    later = subject.run is not None and subject.iteration != 0 and isinstance(suite, ComparesWithInitial)
+    return read_rows(file) if later and file.exists() else None
 
 
 def _refuse_drift(folder: Path, now: Mapping[str, Any]) -> None:

@@ -38,6 +38,27 @@ SUITES: Mapping[str, Listed] = {
         "a judge; FastChat's data folder",
         "arXiv 2306.05685",
     ),
+    "ifeval": Listed(
+        "nashtune.suites.ifeval.suite",
+        "InstructionSuite",
+        "541 prompts with instructions that a program checks, of 25 types; strict and loose, by prompt and by instruction",
+        "nltk with its punkt_tab data (nashtune[eval]); data from the hub or a folder",
+        "arXiv 2311.07911",
+    ),
+    "ifbench": Listed(
+        "nashtune.suites.ifeval.suite",
+        "InstructionSuite",
+        "300 prompts with instructions of 58 further types",
+        "nltk with punkt_tab, stopwords and averaged_perceptron_tagger_eng, emoji, syllapy (nashtune[eval]); data likewise",
+        "arXiv 2507.02833",
+    ),
+    "harness": Listed(
+        "nashtune.suites.harness.suite",
+        "HarnessSuite",
+        "tasks of lm-evaluation-harness, by default the Open LLM leaderboard's six; regressions against the initial policy",
+        "lm-evaluation-harness (nashtune[lm-eval]) here or in an environment of its own",
+        "arXiv 2404.03715",
+    ),
 }
 
 

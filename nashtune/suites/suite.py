@@ -159,6 +159,15 @@ class ReadsVerdicts(Protocol):
 
 
 @runtime_checkable
+class ComparesWithInitial(Protocol):
+    """A suite that says by itself what a run's later policy lost against the initial one."""
+
+    def with_initial(self, scores: SuiteScores, initial: Sequence[Row], rows: Sequence[Row]) -> SuiteScores:
+        """The scores with what that comparison adds (tables, warnings)."""
+        ...
+
+
+@runtime_checkable
 class Compares(Protocol):
     """A suite with a metric that is no mean over items, which it compares itself."""
 
