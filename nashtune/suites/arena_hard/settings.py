@@ -43,15 +43,16 @@ class JudgeSettings:
 
 
 def read_judge_settings(place: Path, version: Version) -> JudgeSettings | None:
-    """From a JSON file of that form, a folder that has one, or a clone of upstream's repository; None where there is neither.
+    """From a JSON file of that form, a folder that has one, or a clone of upstream's repository; None where there is
+    neither, or nothing of this version.
 
     Raises EvaluationError naming file and field.
     """
     file = place if place.is_file() else place / JUDGE_JSON
     if file.is_file():
         whole = _mapping(_parsed(file, json.loads), str(file))
-        config, settings = whole.get(version.replace(".", "")), whole.get("settings")
-        return _settings(config, settings, str(file))
+        config = whole.get(version.replace(".", ""))
+        return None if config is None else _settings(config, whole.get("settings"), str(file))
     config_file = place / "config" / f"arena-hard-{version}.yaml"
     if not (config_file.is_file() and (place / SETTINGS_PY).is_file()):
         return None
