@@ -10,6 +10,7 @@ from nashtune.recipe import Recipe, load_recipe
 from nashtune.records import IterationSummary
 from nashtune.run import Run, recipe_file
 from nashtune.stages.averaging import conclude
+from nashtune.stages.evaluations import evaluate_end, evaluate_iteration
 from nashtune.stages.judging import judge
 from nashtune.stages.pairing import make_pairs
 from nashtune.stages.teacher import sample
@@ -40,14 +41,17 @@ def improve(
         warm_up(run)
         if not run.finished(0):
             validate(run, 0)  # line 1: pi_0 as it is
+        evaluate_iteration(run, 0)
         for t in run.iterations():  # line 2
-            if run.finished(t):
-                continue
-            candidates = sample(run, t)  # lines 3-4: K answers of pi_t-1 and the teacher's
-            judgments = judge(run, candidates)  # line 5: P ranks them
-            pairs = make_pairs(run, judgments)  # line 6: large-margin pairs
-            train(run, t, pairs)  # line 7: pi_t, against pi_t-1 as reference
-            summary = validate(run, t)
-            if on_iteration:
-                on_iteration(run, summary)
-        return conclude(run)  # line 9: the best of pi_0 ... pi_T (or the last, or their average)
+            if not run.finished(t):
+                candidates = sample(run, t)  # lines 3-4: K answers of pi_t-1 and the teacher's
+                judgments = judge(run, candidates)  # line 5: P ranks them
+                pairs = make_pairs(run, judgments)  # line 6: large-margin pairs
+                train(run, t, pairs)  # line 7: pi_t, against pi_t-1 as reference
+                summary = validate(run, t)
+                if on_iteration:
+                    on_iteration(run, summary)
+            evaluate_iteration(run, t)  # by published suites, where the recipe names some
+        best = conclude(run)  # line 9: the best of pi_0 ... pi_T (or the last, or their average)
+        evaluate_end(run, best)
+        return best

@@ -229,6 +229,8 @@ class IterationSummary:
     win_rate_vs_initial: Interval | None = None
     win_rate_vs_previous: Interval | None = None
     win_rate_vs_teacher: Interval | None = None
+    p_beats_teacher: float | None = None
+    """One-sided p-value of "wins more than half of its contests with the teacher" (sign flips, clustered by prompt)."""
     kl_from_previous: Interval | None = None
     """KL(pi_t || pi_t-1) in nats per answer at temperature 1, on held-out prompts."""
     improvement_bound: Interval | None = None

@@ -5,6 +5,7 @@
     RUN/prompts/                 the prompts, split once and kept    RUN/best/              the exported policy
     RUN/iteration-T/STAGE/       committed units of a stage          RUN/export.json        which policy that is
     RUN/average/STAGE/           the same, of the averaged policy    RUN/report.html
+    RUN/evaluations/NAME/        figures by published suites (evaluated.py)
     RUN/iteration-T/STAGE.json   the stage's record: what it was made from, what came out, how long it took
 
 A stage is done when its record exists; a record is written last, atomically, and names the fingerprint of its inputs.
@@ -26,6 +27,7 @@ import yaml
 
 from nashtune.environment import describe_environment
 from nashtune.errors import DriftError, StoreError
+from nashtune.evaluated import scores_of, selection
 from nashtune.recipe import Recipe, load_recipe
 from nashtune.records import IterationSummary
 from nashtune.seeds import content_hash
@@ -195,10 +197,21 @@ class Run:
         """The best of some rows, in order of the iterations."""
         chosen, highest = None, float("-inf")
         for summary in summaries:
-            value = selection_value(summary, self.recipe.validate_.select)
-            if value is not None and value > highest:
+            value, unfit = self._selected_by(summary)
+            if value is not None and not unfit and value > highest:
                 chosen, highest = summary, value
         return chosen
+
+    def _selected_by(self, summary: IterationSummary) -> tuple[float | None, str]:
+        """The figure that validate.select names, of the held-out contest or of a suite, and why it may not be believed."""
+        metric = self.recipe.validate_.select
+        if (found := self.recipe.evaluation(metric)) is None:
+            return selection_value(summary, metric), ""
+        return selection(scores_of(self.folder, found[0].called, summary.iteration), metric)
+
+    def passed_over(self) -> dict[int, str]:
+        """Iterations that cannot be the best, whatever their figure, with the reason."""
+        return {s.iteration: reason for s in self.summaries() if (reason := self._selected_by(s)[1])}
 
     def averaged(self) -> IterationSummary | None:
         """The row of the averaged policy, where it is the average of all the recipe's iterations."""

@@ -15,9 +15,12 @@ from nashtune.objectives import OBJECTIVES
 from nashtune.recipe import (
     ADDED,
     NEUTRAL,
+    SUITE_SECTIONS,
+    EvaluationFile,
     LoraSection,
     PairsSection,
     Recipe,
+    SuiteSection,
     Section,
     TrainSection,
     VllmSection,
@@ -188,14 +191,14 @@ def attributes_read() -> set[str]:
 
 
 def unread(section: type[Section], read: set[str]) -> set[str]:
-    return {name for name in section.model_fields if name not in read and name != "kind"}
+    return {name for name in section.model_fields if name not in read and name not in ("kind", "suite")}
 
 
 def test_every_setting_is_explained_and_read_somewhere() -> None:
     read = attributes_read()
-    for section in sections(Recipe, set()):
+    for section in sections(Recipe, set()) | sections(EvaluationFile, set()):
         for name, info in section.model_fields.items():
-            inner = bool(getattr(info.annotation, "model_fields", None)) or name in {"kind", "teacher", "oracle"}
+            inner = bool(getattr(info.annotation, "model_fields", None)) or name in {"kind", "teacher", "oracle", "suite"}
             assert info.description or inner or section is Recipe, f"{section.__name__}.{name} has no docstring"
         if not issubclass(section, ObjectiveSection):  # tests/test_objectives.py: each of its settings changes the loss
             assert not unread(section, read), f"nothing reads these of {section.__name__}"
@@ -219,7 +222,7 @@ def test_every_section_of_every_module_belongs_to_the_recipe_and_is_exported() -
         if isinstance(value, type) and issubclass(value, Section) and value.__module__ == module.__name__
     }
     made = set(SECTIONS.values())  # one for each row of the table of objectives
-    assert declared == sections(Recipe, set()) - made | {Section, ObjectiveSection}
+    assert declared == sections(Recipe, set()) - made | {Section, ObjectiveSection, EvaluationFile, SuiteSection}
     assert made <= sections(Recipe, set())
     assert set(SECTIONS) == set(OBJECTIVES)
     assert {section.__name__ for section in declared} <= set(nashtune.recipe.__all__)
@@ -281,6 +284,9 @@ def test_neutral_settings_change_no_identity_and_identity_settings_do() -> None:
     }
     assert declared == {
         "Recipe.average",
+        "Recipe.evaluate",
+        *(f"{suite.__name__}.{name}" for suite in SUITE_SECTIONS.values() for name in ("name", "when")),
+        "AlpacaEvalSection.difficulty",
         "Recipe.folder",
         "ValidateSection.kl_samples",
         "Recipe.health",

@@ -6,7 +6,15 @@ change when a run is resumed (they change speed or display, not results); all ot
 
 from nashtune.recipe.base import ADDED, NEUTRAL, Rate, Section, identity, uncounted
 from nashtune.recipe.engine import EngineSection, PriceSection
-from nashtune.recipe.loading import load_recipe, parse_recipe
+from nashtune.recipe.evaluation import (
+    SUITE_SECTIONS,
+    AlpacaEvalSection,
+    EvaluationFile,
+    MtBenchSection,
+    SuiteSection,
+    SuiteSettings,
+)
+from nashtune.recipe.loading import load_recipe, parse_evaluation, parse_recipe
 from nashtune.recipe.methods import METHODS, Method
 from nashtune.recipe.objectives import Objective, ObjectiveSection, objective_section
 from nashtune.recipe.oracles import (
@@ -50,6 +58,8 @@ __all__ = [
     "ADDED",
     "METHODS",
     "NEUTRAL",
+    "SUITE_SECTIONS",
+    "AlpacaEvalSection",
     "BestOfN",
     "BudgetSection",
     "CascadeOracle",
@@ -59,10 +69,12 @@ __all__ = [
     "DedupeSection",
     "DefectsSection",
     "EngineSection",
+    "EvaluationFile",
     "Guard",
     "HealthSection",
     "LoraSection",
     "Method",
+    "MtBenchSection",
     "NoTeacher",
     "Objective",
     "ObjectiveSection",
@@ -89,6 +101,8 @@ __all__ = [
     "ScriptedTeacher",
     "Section",
     "SelfOracle",
+    "SuiteSection",
+    "SuiteSettings",
     "Teacher",
     "TrainSection",
     "ValidateSection",
@@ -97,6 +111,7 @@ __all__ = [
     "identity",
     "load_recipe",
     "objective_section",
+    "parse_evaluation",
     "parse_recipe",
     "uncounted",
 ]

@@ -19,6 +19,8 @@ THRESHOLDS = {
     "restrictive": ("positive_score", "margin", "positive_rate", "rate_margin"),
 }
 """The thresholds that each pair rule reads."""
+SELECTED = ("win_rate_vs_initial", "mean_score", "satisfied_and_good")
+"""Figures of the held-out contest that may decide the best iteration."""
 COMPARING = ("pairwise", "preference_model", "people")
 """Oracles that compare and do not score."""
 GIVE_PROBABILITIES = ("preference_model", "reward_model", "pairwise", "panel")
@@ -41,6 +43,7 @@ def contradictions(recipe: Recipe) -> Iterator[str]:
     yield from _training(recipe.train)
     yield from _processes(recipe)
     yield from _engine(recipe)
+    yield from _evaluations(recipe)
 
 
 def _stages(recipe: Recipe) -> list[str]:
@@ -121,6 +124,29 @@ def _oracles(recipe: Recipe) -> Iterator[str]:
                 f"oracle.{part.kind}.replies is {part.replies} at temperature 0: the same reply would be paid for "
                 f"{part.replies} times; accepted: replies 1, or a temperature above 0"
             )
+
+
+def _evaluations(recipe: Recipe) -> Iterator[str]:
+    """What suites ask of each other, and what is chosen by them."""
+    names = [suite.called for suite in recipe.evaluate]
+    for name in dict.fromkeys(name for name in names if names.count(name) > 1):
+        yield f"evaluate has {names.count(name)} evaluations called {name!r}; accepted: one, so give each a `name`"
+    for suite in recipe.evaluate:
+        yield from (f"evaluate.{suite.called}: {problem}" for problem in suite.problems())
+    select = recipe.validate_.select
+    if select in SELECTED:
+        return
+    found = recipe.evaluation(select)
+    if found is None:
+        given = [name for suite in recipe.evaluate for name in suite.metric_names()]
+        yield f"validate.select is {select!r}; accepted: {', '.join([*SELECTED, *given])}" + (
+            "" if given else ", or a metric of a suite under `evaluate`"
+        )
+    elif found[0].when != "each":
+        yield (
+            f"validate.select is {select!r} but evaluate.{found[0].called}.when is 'end', so that iterations would have no such "
+            "figure; accepted: when 'each'"
+        )
 
 
 def _anchors(recipe: Recipe) -> Iterator[str]:

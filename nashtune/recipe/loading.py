@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from nashtune.errors import RecipeError
 from nashtune.recipe.base import Section
+from nashtune.recipe.evaluation import EvaluationFile
 from nashtune.recipe.recipe import Recipe
 
 SECRET_NAME = re.compile(r"(key|token|secret|password|authorization)$", re.IGNORECASE)
@@ -27,7 +28,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     path = Path(path)
     raw = read_yaml(path, "recipe")
     for text in overrides:
-        _apply_override(raw, text)
+        apply_override(raw, text)
     return parse_recipe(raw, str(path))
 
 
@@ -52,6 +53,14 @@ def parse_recipe(raw: dict[str, Any], where: str = "recipe") -> Recipe:
         raise RecipeError("\n".join(_explain(where, e) for e in error.errors())) from None
 
 
+def parse_evaluation(raw: dict[str, Any], where: str = "evaluation") -> EvaluationFile:
+    """The same of an evaluation file."""
+    try:
+        return EvaluationFile.model_validate(_expand_env(raw))
+    except ValidationError as error:
+        raise RecipeError("\n".join(_explain(where, e, EvaluationFile) for e in error.errors())) from None
+
+
 def _expand_env(value: Any) -> Any:
     """``~`` and ``$NAME`` in strings, so that recipes need no machine's paths."""
     if isinstance(value, dict):
@@ -63,7 +72,8 @@ def _expand_env(value: Any) -> Any:
     return value
 
 
-def _apply_override(raw: dict[str, Any], text: str) -> None:
+def apply_override(raw: dict[str, Any], text: str) -> None:
+    """Set one ``key.path=value`` (a YAML value). Raises RecipeError where it is none."""
     key, sign, value = text.partition("=")
     if not sign or not key:
         raise RecipeError(f"override {text!r}: expected key=value, as train.batch_size=32")
@@ -79,10 +89,10 @@ def _apply_override(raw: dict[str, Any], text: str) -> None:
         raise RecipeError(f"override {text!r}: the value is not valid YAML: {error}") from None
 
 
-def _explain(where: str, error: Any) -> str:
+def _explain(where: str, error: Any, root: type[Section] = Recipe) -> str:
     field = ".".join(str(p) for p in error["loc"]) or "recipe"
     if error["type"] == "extra_forbidden":
-        accepted = _accepted_keys(error["loc"][:-1])
+        accepted = _accepted_keys(error["loc"][:-1], root)
         return f"{where}: {field}: unknown key (value {_shown(field, error['input'])!r}); accepted keys: {', '.join(accepted)}"
     if error["type"] == "missing":
         return f"{where}: {field}: required, but missing"
@@ -104,18 +114,18 @@ def _shown(field: str, value: Any) -> Any:
     return URL_SECRETS.sub("[hidden]", value) if "://" in value else value
 
 
-def _accepted_keys(location: Sequence[Any]) -> list[str]:
+def _accepted_keys(location: Sequence[Any], root: type[Section]) -> list[str]:
     """The keys of the section at ``location``, in which a union's member is named by its ``kind``."""
-    sections: list[type[Section]] = [Recipe]
-    for part in location:
+    sections: list[type[Section]] = [root]
+    for part in (part for part in location if not isinstance(part, int)):  # a place in a list
         inside = [s for section in sections for s in _sections_in(_by_key(section).get(part))]
         sections = inside or [s for s in sections if _is_member(s, part)]
     return sorted({key for section in sections for key in _by_key(section)})
 
 
 def _is_member(section: type[Section], tag: Any) -> bool:
-    """Whether a union's member goes by ``tag``: its ``kind``, or an objective's ``name``."""
-    return any(tag in getattr(_by_key(section).get(key), "__args__", ()) for key in ("kind", "name"))
+    """Whether a union's member goes by ``tag``: its ``kind``, an objective's ``name``, or a suite."""
+    return any(tag in getattr(_by_key(section).get(key), "__args__", ()) for key in ("kind", "name", "suite"))
 
 
 def _by_key(section: type[Section]) -> dict[str, Any]:

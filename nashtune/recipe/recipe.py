@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from nashtune.recipe.base import NEUTRAL, Section, identity
 from nashtune.recipe.contradictions import contradictions
+from nashtune.recipe.evaluation import SuiteSettings
 from nashtune.recipe.methods import METHODS, with_method, without
 from nashtune.recipe.objectives import DEFAULT_OBJECTIVE, Objective, objective_section
 from nashtune.recipe.oracles import Oracle
@@ -50,6 +51,9 @@ class Recipe(Section):
     objective: Objective = objective_section()
     train: TrainSection = TrainSection()
     validate_: ValidateSection = Field(default=ValidateSection(), alias="validate")
+    evaluate: tuple[SuiteSettings, ...] = Field(default=(), json_schema_extra=NEUTRAL)
+    """Published suites that policies of the run are evaluated by (`nashtune suites`), besides the held-out contest. May be
+    added to a run at any time; changed settings of one need another `name`."""
     average: Literal["best", "last", "weights"] = Field(default="best", json_schema_extra=NEUTRAL)
     """Which policy the run exports: the best iteration by validate.select, the last one, or the mean of the weights of all
     iterations (not of the initial policy), which is then validated like them. May be changed on a finished run."""
@@ -102,6 +106,13 @@ class Recipe(Section):
         if self.validate_.payoffs:
             return list(range(iteration))
         return sorted({0, iteration - 1}) if iteration else []
+
+    def evaluation(self, metric: str) -> tuple[SuiteSettings, str] | None:
+        """The evaluation that gives a metric, and what the suite itself calls it; None where none of the recipe's does."""
+        for suite in self.evaluate:
+            if metric in (names := suite.metric_names()):
+                return suite, names[metric]
+        return None
 
     @property
     def oracles(self) -> tuple[Oracle, ...]:

@@ -270,8 +270,10 @@ class ValidateSection(Section):
     """Answers per prompt and policy."""
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
     """Level of the intervals (clustered by prompt)."""
-    select: Literal["win_rate_vs_initial", "mean_score", "satisfied_and_good"] = "win_rate_vs_initial"
-    """What decides the best iteration; ties go to the earlier one."""
+    select: str = "win_rate_vs_initial"
+    """What decides the best iteration: win_rate_vs_initial, mean_score, satisfied_and_good, or a metric of a suite under
+    `evaluate` with `when: each`, as alpaca_eval_win_rate; ties go to the earlier one. alpaca_eval_lc passes over iterations
+    where length control and the raw win rate are far apart."""
     payoffs: bool = Field(default=False, json_schema_extra=ADDED)
     """Put the answers of every earlier policy into the held-out candidate sets, not those of the first and the last alone, so
     that every two policies of the run are compared (exploitability). The sets grow with each iteration, and so does what a

@@ -8,6 +8,7 @@ from statistics import quantiles
 from typing import Any
 
 from nashtune.evaluate.improvement import eta_of, improvement_bound
+from nashtune.evaluate.significance import beats
 from nashtune.evaluate.winrate import Labelled, contest, mean_measure, mean_score
 from nashtune.records import Interval, IterationSummary
 from nashtune.run import Run
@@ -46,6 +47,7 @@ def validate(run: Run, iteration: int) -> IterationSummary:
         kl_from_previous=kl,
         improvement_bound=improvement_bound(kl, eta_of(run.recipe)),
         **_contests(rows, _place(run, iteration), run.recipe.validate_.confidence),
+        p_beats_teacher=beats(contest(rows, "policy", "teacher").per_prompt),
         satisfied=mean_measure(rows, "satisfied"),
         good=mean_measure(rows, "good"),
         satisfied_and_good=mean_measure(rows, "satisfied_and_good"),

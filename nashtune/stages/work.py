@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from nashtune.errors import StoreError
 from nashtune.progress import Advance, progress
-from nashtune.recipe import Oracle, Recipe, SelfOracle, identity
+from nashtune.recipe import Oracle, SamplingSection, SelfOracle, identity
 from nashtune.records import Policy
 from nashtune.run import Run, Stage
 from nashtune.scale.local import LocalEngine, Role, Unit
@@ -40,11 +40,11 @@ def stage_units(stage: Stage, inputs: Sequence[Any]) -> Units:
 
 def engine_of(run: Run) -> LocalEngine:
     """The run's engine, made at first use and closed with the run."""
-    return run.resource("engine", lambda: run.hold(closing(_new_engine(run.recipe))))
+    return run.resource("engine", lambda: run.hold(closing(new_engine(run.recipe.sampling, run.recipe.scale.workers))))
 
 
-def _new_engine(recipe: Recipe) -> LocalEngine:
-    workers, sampling = recipe.scale.workers, recipe.sampling
+def new_engine(sampling: SamplingSection, workers: int) -> LocalEngine:
+    """An engine with so many worker processes, not started yet."""
     if sampling.engine == "vllm" and workers > 1:  # each vLLM takes all of its devices
         from nashtune.sampling.on_vllm.place import worker_environments
 

@@ -84,6 +84,12 @@ class PairScores:
     """Games whose two orders named different winners."""
 
 
+def won(game: Game) -> float:
+    """1 where both orders say that the first model won, 0 the second, else 1/2."""
+    first, second = game.winners
+    return {"1": 1.0, "2": 0.0}.get(str(first), 0.5) if first == second else 0.5
+
+
 def pair_scores(games: Sequence[Game], confidence: float = 0.95) -> PairScores:
     """Raises EvaluationError where no game was usable in both orders."""
     values: dict[int, list[float]] = defaultdict(list)
@@ -92,9 +98,8 @@ def pair_scores(games: Sequence[Game], confidence: float = 0.95) -> PairScores:
     if not usable:
         raise EvaluationError(f"mt_bench: none of the {len(games)} games has a verdict in both orders")
     for game in usable:
-        first, second = game.winners
-        flipped += {first, second} == {"1", "2"}
-        values[game.question].append({"1": 1.0, "2": 0.0}.get(str(first), 0.5) if first == second else 0.5)
+        flipped += set(game.winners) == {"1", "2"}
+        values[game.question].append(won(game))
     every = [value for found in values.values() for value in found]
     return PairScores(
         wins=every.count(1.0),

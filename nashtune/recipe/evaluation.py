@@ -1,0 +1,161 @@
+"""Published suites that a run, or any model, is evaluated by: the settings of each by `suite`.
+
+Another suite is a subclass of ``SuiteSection`` with its own `suite` literal, in the union below, and a class in
+``nashtune/suites/registry.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from nashtune.recipe.base import NEUTRAL, Section
+from nashtune.recipe.engine import EngineSection
+from nashtune.recipe.sections import SamplingSection, VllmSection
+
+
+class SuiteSection(Section):
+    """What all suites have. ``metrics`` are the ends of the metrics' names with their units; "" is the suite's own name."""
+
+    metrics: ClassVar[Mapping[str, str]] = {}
+    gameable: ClassVar[frozenset[str]] = frozenset()
+    """Metrics by which a policy is chosen only where another one of the suite agrees."""
+
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9._-]+$", json_schema_extra=NEUTRAL)
+    """Name of this evaluation: its folder under `evaluations/`, and the head of its metrics' names; null takes the suite's.
+    Two evaluations by one suite need two names."""
+    when: Literal["each", "end"] = Field(default="end", json_schema_extra=NEUTRAL)
+    """each: the initial policy and every iteration, after its validation; end: the initial and the exported policy alone."""
+
+    @property
+    def called(self) -> str:
+        return self.name or self.suite_name
+
+    @property
+    def suite_name(self) -> str:
+        return getattr(self, "suite")  # noqa: B009 - each suite's own literal
+
+    def metric_names(self) -> dict[str, str]:
+        """Metric as `validate.select` names it -> the end of its name."""
+        return {f"{self.called}_{end}" if end else self.called: end for end in self.metrics}
+
+    @property
+    def judges(self) -> tuple[EngineSection, ...]:
+        """Servers that are paid for judging."""
+        judge = getattr(self, "judge", None)
+        return (judge,) if isinstance(judge, EngineSection) else ()
+
+    def problems(self) -> list[str]:
+        """Settings of this suite that fight each other, each as a sentence."""
+        return []
+
+
+class AlpacaEvalSection(SuiteSection):
+    """AlpacaEval 2: 805 prompts, answers compared with a baseline's by log-probs of one letter; raw and length-controlled."""
+
+    metrics: ClassVar[Mapping[str, str]] = {"lc": "%", "win_rate": "%", "discrete_win_rate": "%"}
+    gameable: ClassVar[frozenset[str]] = frozenset({"lc"})
+
+    suite: Literal["alpaca_eval"]
+    data: str = "tatsu-lab/alpaca_eval"
+    """A folder with alpaca_eval's files, or a data set of the hub that has them."""
+    baseline: str | None = None
+    """Another baseline's answers, a model_outputs.json; null takes the data's (gpt4_1106_preview)."""
+    judge: EngineSection = EngineSection(model="gpt-4-1106-preview")
+    """Where the judge answers; it must give log-probs. Published figures are by gpt-4-1106-preview."""
+    temperature: float = Field(default=0.7, ge=0)
+    """Softmax temperature of the policy's answers."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Nucleus mass of the policy's answers."""
+    max_new_tokens: int = Field(default=2048, ge=1)
+    """Longest answer (tokens)."""
+    difficulty: Literal["parity", "correct"] = Field(default="parity", json_schema_extra=NEUTRAL)
+    """How a judged row finds its instruction's difficulty for length control. parity: by its place among the rows, as
+    published figures do, which takes another instruction's where rows are missing before it; correct: by its prompt."""
+
+
+class MtBenchSection(SuiteSection):
+    """MT-Bench: 80 questions of two turns, each answer rated from 1 to 10, or compared with a baseline's in both orders."""
+
+    metrics: ClassVar[Mapping[str, str]] = {"": "of 10", "first_turn": "of 10", "second_turn": "of 10", "win_rate": "%"}
+
+    suite: Literal["mt_bench"]
+    data: str
+    """A folder with FastChat's question.jsonl, judge_prompts.jsonl and reference_answer/."""
+    references: str | None = None
+    """Another file of reference answers than the folder's, for math, reasoning and coding."""
+    mode: Literal["single", "pairwise"] = "single"
+    """single: ratings; pairwise: games against `baseline`, each in both orders."""
+    baseline: str | None = None
+    """Answers to compare with, in FastChat's model_answer format, for mode pairwise."""
+    judge: EngineSection = EngineSection(model="gpt-4")
+    """Where the judge answers. Published figures are by gpt-4."""
+    temperature: float | None = Field(default=None, ge=0)
+    """Softmax temperature of the policy's answers; null takes FastChat's by category (0 to 0.7)."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Nucleus mass of the policy's answers."""
+    max_new_tokens: int = Field(default=1024, ge=1)
+    """Longest answer to a turn (tokens)."""
+
+    def problems(self) -> list[str]:
+        if self.mode == "pairwise" and self.baseline is None:
+            return ["mode is 'pairwise' but baseline is not set; accepted: a file of answers to compare with"]
+        if self.mode == "single" and self.baseline is not None:
+            return [f"baseline is {self.baseline!r}, which mode 'single' does not read; accepted: mode 'pairwise'"]
+        return []
+
+    def metric_names(self) -> dict[str, str]:
+        read = {"win_rate"} if self.mode == "pairwise" else {"", "first_turn", "second_turn"}
+        return {name: end for name, end in super().metric_names().items() if end in read}
+
+
+SuiteSettings = Annotated[AlpacaEvalSection | MtBenchSection, Field(discriminator="suite")]
+SUITE_SECTIONS: Mapping[str, type[SuiteSection]] = {"alpaca_eval": AlpacaEvalSection, "mt_bench": MtBenchSection}
+"""The sections by `suite`."""
+
+
+class EvaluationFile(Section):
+    """How a model without a run is evaluated (`nashtune eval MODEL --recipe FILE`)."""
+
+    seed: int = 0
+    """Decides the answers sampled."""
+    engine: Literal["native", "vllm", "scripted"] = "native"
+    """What samples (`nashtune engines`)."""
+    revision: str | None = None
+    """Hub revision of the model (commit, tag or branch)."""
+    trust_remote_code: bool = False
+    """Run model code shipped with the weights."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of sampling; auto is bfloat16 where this machine is fast at it."""
+    slots: int = Field(default=40, ge=1)
+    """Rows decoded together (native engine)."""
+    unit_prompts: int = Field(default=16, ge=1)
+    """Prompts in one work unit: what is redone whole after a crash."""
+    stop_tokens: tuple[str, ...] = ()
+    """Further tokens that end an answer, besides the model's own end tokens."""
+    vllm: VllmSection = VllmSection()
+    """How vLLM runs, where `engine` is vllm."""
+    workers: int = Field(default=1, ge=1, json_schema_extra=NEUTRAL)
+    """Sampling processes."""
+    confidence: float = Field(default=0.95, gt=0.5, lt=1, json_schema_extra=NEUTRAL)
+    """Level of the intervals."""
+    budget_usd: float | None = Field(default=None, ge=0, json_schema_extra=NEUTRAL)
+    """Hard cap on paid calls (dollars)."""
+    ledger: str | None = Field(default=None, json_schema_extra=NEUTRAL)
+    """A ledger file shared with others, so that none pays for what another bought; null keeps one in the folder."""
+    evaluate: tuple[SuiteSettings, ...] = ()
+    """The suites."""
+
+    @property
+    def sampling(self) -> SamplingSection:
+        """As the samplers take it, answers' own settings left open."""
+        return SamplingSection(
+            engine=self.engine,
+            dtype=self.dtype,
+            slots=self.slots,
+            unit_prompts=self.unit_prompts,
+            stop_tokens=self.stop_tokens,
+            vllm=self.vllm,
+        )

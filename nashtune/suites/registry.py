@@ -1,0 +1,49 @@
+"""The suites by name, as a recipe's ``evaluate`` picks them; this file and ``recipe/evaluation.py`` list them all."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import cast
+
+from nashtune.errors import EvaluationError
+from nashtune.recipe.evaluation import SuiteSection
+from nashtune.suites.suite import Suite
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """Where a suite's class is, imported when it is opened; what it is and needs, for `nashtune suites`."""
+
+    module: str
+    cls: str
+    summary: str
+    needs: str
+    source: str
+
+
+SUITES: Mapping[str, Listed] = {
+    "alpaca_eval": Listed(
+        "nashtune.suites.alpaca_eval.suite",
+        "AlpacaEval2",
+        "805 instructions, compared with GPT-4 Turbo's answers; win rate, raw and length-controlled",
+        "a judge that gives log-probs; scikit-learn for length control (nashtune[eval]); data from the hub or a folder",
+        "arXiv 2404.04475",
+    ),
+    "mt_bench": Listed(
+        "nashtune.suites.mt_bench.suite",
+        "MtBenchSuite",
+        "80 questions of two turns, rated 1 to 10, or games against a baseline's answers",
+        "a judge; FastChat's data folder",
+        "arXiv 2306.05685",
+    ),
+}
+
+
+def open_suite(section: SuiteSection) -> Suite:
+    """The suite with its data read. Raises EvaluationError where those are not there or bad."""
+    listed = SUITES.get(section.suite_name)
+    if listed is None:
+        raise EvaluationError(f"suite {section.suite_name!r}; accepted: {', '.join(SUITES)}")
+    return cast(Suite, getattr(importlib.import_module(listed.module), listed.cls)(section))
