@@ -9,6 +9,7 @@ from nashtune.recipe.engine import EngineSection, PriceSection
 from nashtune.recipe.evaluation import (
     SUITE_SECTIONS,
     AlpacaEvalSection,
+    ArenaHardSection,
     EvaluationFile,
     MtBenchSection,
     SuiteSection,
@@ -60,6 +61,7 @@ __all__ = [
     "NEUTRAL",
     "SUITE_SECTIONS",
     "AlpacaEvalSection",
+    "ArenaHardSection",
     "BestOfN",
     "BudgetSection",
     "CascadeOracle",

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from nashtune.judging.dispatch import Dispatcher
 
 POLL_SECONDS = 0.5
-FINGERPRINTED = ("data", "baseline", "references")
+FINGERPRINTED = ("data", "baseline", "references", "judge_prompts")
 """Settings that name files or data sets: it is their contents that count, which the suite's identity holds."""
 
 

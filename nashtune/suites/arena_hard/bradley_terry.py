@@ -6,7 +6,7 @@ P(model beats baseline) = sigmoid(theta_model - theta_baseline + style . w), the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -96,6 +96,8 @@ class StyleControlled:
     win_rates: Mapping[str, Bootstrapped]
     coefficients: Mapping[str, float]
     way: Way
+    drawn: Mapping[str, Floats] = field(repr=False, compare=False)
+    """Each model's win rate in every resample."""
 
 
 def style_controlled(
@@ -106,9 +108,10 @@ def style_controlled(
     confidence: float = 0.95,
     rounds: int = 100,
     seed: int = 0,
+    resamples: Sequence[Floats] | None = None,
 ) -> StyleControlled:
     """Every model's win rate with style held fixed; ``styles`` by model, baselines among them, and question. Each prompt's own
-    baseline has strength 0.
+    baseline has strength 0. ``resamples``: weights [N] to fit with instead of ones drawn here.
 
     Raises EvaluationError for an answer without style, a model that is a baseline too, and, for "ours", features that cannot
     be told from the models themselves (every answer longer than the baseline's by the same share).
@@ -125,15 +128,17 @@ def style_controlled(
         )
     fitted = fit(design, battles.score, battles.weight)
     unit = "prompts" if way == "ours" else "battles"
-    drawn = np.array([fit(design, battles.score, weight) for weight in battles.drawn(unit, rounds, seed)])
+    weights = list(battles.drawn(unit, rounds, seed)) if resamples is None else resamples
+    drawn = np.array([fit(design, battles.score, weight) for weight in weights])
     rates = expit(drawn[:, : len(models)])
     tail = 5.0 if way == "published" else 50 * (1 - confidence)
     value = expit(fitted[: len(models)]) if way == "ours" else np.median(rates, axis=0)
     low, high = np.percentile(rates, (tail, 100 - tail), axis=0)
     return StyleControlled(
-        {name: Bootstrapped(float(value[i]), float(low[i]), float(high[i]), rounds) for i, name in enumerate(models)},
+        {n: Bootstrapped(float(value[i]), float(low[i]), float(high[i]), len(rates)) for i, n in enumerate(models)},
         dict(zip(names, map(float, fitted[len(models) :]), strict=True)),
         way,
+        {name: rates[:, i] for i, name in enumerate(models)},
     )
 
 

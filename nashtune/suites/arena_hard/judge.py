@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from nashtune.errors import EvaluationError
@@ -42,17 +43,25 @@ async def judge(
     A reply that reached the limit of tokens is read like any other, as upstream does. Raises EvaluationError.
     """
     judging = bench.need_judging()
-    asked = []
-    for question in bench.questions:
-        if question.uid not in answers.texts:
-            continue
-        rival = baseline or _published(bench, question.category)
-        if question.uid not in rival.texts:
-            raise EvaluationError(f"arena_hard: {rival.model} has no answer to {question.uid} ({question.category})")
-        asked.append((question, rival))
+    asked = opponents(bench, answers.texts.keys(), baseline)
     if not asked:
         raise EvaluationError(f"arena_hard: {answers.model} answered none of the {len(bench.questions)} questions")
     return await together(_game(judging, question, answers, rival, dispatcher) for question, rival in asked)
+
+
+def opponents(bench: ArenaHard, answered: Collection[str], baseline: Answers | None) -> list[tuple[Question, Answers]]:
+    """The questions among ``answered``, each with whom it is judged against. Raises EvaluationError where that one has no answer
+    to it."""
+    found = []
+    for question in bench.questions:
+        if question.uid in answered:
+            rival = baseline or _published(bench, question.category)
+            if question.uid not in rival.texts:
+                raise EvaluationError(
+                    f"arena_hard: {rival.model} has no answer to {question.uid} ({question.category})"
+                )
+            found.append((question, rival))
+    return found
 
 
 def _published(bench: ArenaHard, category: str) -> Answers:
