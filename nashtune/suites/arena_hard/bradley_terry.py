@@ -19,6 +19,8 @@ from nashtune.suites.arena_hard.style import FEATURES, Floats, Style, style_feat
 RIDGE = 1e-6
 """Of the fit's penalty: too small to be seen, but a model that won everything keeps a finite strength."""
 NEWTON_STEPS = 100
+RESAMPLES: Mapping[str, int] = {"ours": 400, "published": 100}
+"""Bootstrap samples of style control, by way."""
 Control = Literal["length", "markdown"]
 Way = Literal["ours", "published"]
 """Of style control. published: features centred over all battles at hand, so a model is rated at the battles' mean style and
@@ -106,12 +108,12 @@ def style_controlled(
     control: Sequence[Control] = ("length", "markdown"),
     way: Way = "ours",
     confidence: float = 0.95,
-    rounds: int = 100,
+    rounds: int | None = None,
     seed: int = 0,
     resamples: Sequence[Floats] | None = None,
 ) -> StyleControlled:
     """Every model's win rate with style held fixed; ``styles`` by model, baselines among them, and question. Each prompt's own
-    baseline has strength 0. ``resamples``: weights [N] to fit with instead of ones drawn here.
+    baseline has strength 0. ``rounds`` None takes RESAMPLES; ``resamples``: weights [N] to fit with instead of ones drawn here.
 
     Raises EvaluationError for an answer without style, a model that is a baseline too, and, for "ours", features that cannot
     be told from the models themselves (every answer longer than the baseline's by the same share).
@@ -128,7 +130,7 @@ def style_controlled(
         )
     fitted = fit(design, battles.score, battles.weight)
     unit = "prompts" if way == "ours" else "battles"
-    weights = list(battles.drawn(unit, rounds, seed)) if resamples is None else resamples
+    weights = list(battles.drawn(unit, rounds or RESAMPLES[way], seed)) if resamples is None else resamples
     drawn = np.array([fit(design, battles.score, weight) for weight in weights])
     rates = expit(drawn[:, : len(models)])
     tail = 5.0 if way == "published" else 50 * (1 - confidence)

@@ -103,7 +103,7 @@ def _figure(
             reason = "no styles given"
         else:
             try:
-                controlled = style_controlled(battles, styles, confidence=confidence, rounds=rounds, seed=seed)
+                controlled = style_controlled(battles, styles, confidence=confidence, seed=seed)
             except EvaluationError as error:
                 reason = str(error)
     return Figure(
