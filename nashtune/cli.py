@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nashtune.errors import NashtuneError
+from nashtune.commands import evaluation
+from nashtune.commands.told import told
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from nashtune.lab.outcomes import Outcome
     from nashtune.lab.table import MethodRow
 
@@ -25,20 +23,9 @@ app = typer.Typer(
     help=__doc__ and ("Improve a chat model by preference feedback: Direct Nash Optimization (arXiv 2404.03715)."),
 )
 
+evaluation.add_to(app)
+
 RunFolder = Annotated[Path, typer.Argument(help="A run folder, as runs/quickstart.")]
-
-
-@contextmanager
-def told() -> Iterator[None]:
-    """Errors that are the user's to act on are one message and exit code 1; Ctrl-C says how to go on."""
-    try:
-        yield
-    except NashtuneError as error:
-        typer.secho(f"nashtune: {error}", fg="red", err=True)
-        raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        typer.secho("nashtune: stopped; the same command goes on from here", fg="yellow", err=True)
-        raise typer.Exit(130) from None
 
 
 @app.command()

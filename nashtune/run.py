@@ -27,7 +27,7 @@ import yaml
 
 from nashtune.environment import describe_environment
 from nashtune.errors import DriftError, StoreError
-from nashtune.evaluated import scores_of, selection
+from nashtune.evaluated import iteration_of, place_of, scores_of, selection
 from nashtune.recipe import Recipe, load_recipe
 from nashtune.records import IterationSummary
 from nashtune.seeds import content_hash
@@ -257,6 +257,10 @@ class Run:
             if (folder := self.iteration_folder(number)).exists():
                 aside.mkdir(parents=True, exist_ok=True)
                 moved.append(Path(shutil.move(folder, aside / folder.name)))
+            for evaluated in self.folder.glob(f"evaluations/*/{place_of(number)}"):
+                target = aside / "evaluations" / evaluated.parent.name
+                target.mkdir(parents=True, exist_ok=True)
+                moved.append(Path(shutil.move(evaluated, target / evaluated.name)))
         shutil.rmtree(self.folder / "best", ignore_errors=True)
         for name in ("report.html", "export.json"):
             (self.folder / name).unlink(missing_ok=True)
@@ -282,6 +286,11 @@ class Run:
         shutil.rmtree(partial, ignore_errors=True)
         for name in ["prompts", *(f"iteration-{t}" for t in range(iteration + 1))]:
             shutil.copytree(self.folder / name, partial / name, copy_function=_link)
+        for name in (suite.called for suite in recipe.evaluate if suite in self.recipe.evaluate):
+            for place in self.folder.glob(f"evaluations/{name}/iteration-*"):
+                if (iteration_of(place.name) or 0) <= iteration:
+                    copy = partial / "evaluations" / name / place.name
+                    shutil.copytree(place, copy, copy_function=_link)
         write_atomic(partial / "recipe.yaml", yaml.safe_dump(recipe.written(), sort_keys=False, allow_unicode=True))
         write_json(partial / "forked.json", {"from": str(self.folder), "iteration": iteration})
         if (ledger := self.folder / "ledger.sqlite").exists():  # what was paid for here is not paid for again there

@@ -10,18 +10,31 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from nashtune.evaluated import all_scores
 from nashtune.records import Interval, IterationSummary
 from nashtune.report.health import JudgedStage, health_alarms, health_table
+from nashtune.report.tables import p_value
 from nashtune.report.theory import theory
 from nashtune.run import Run
+from nashtune.show_evaluations import print_run_evaluations
 from nashtune.store.files import read_json
-from nashtune.summaries import AVERAGE
+from nashtune.summaries import AVERAGE, column_name
 
 if TYPE_CHECKING:
     from nashtune.judging.preference_model import Record
     from nashtune.stages.health import StageHealth
 
-COLUMNS = ("iteration", "vs initial", "vs previous", "vs teacher", "satisfied", "sat. & good", "score", "words")
+COLUMNS = (
+    "iteration",
+    "vs initial",
+    "vs previous",
+    "vs teacher",
+    "p > teacher",
+    "satisfied",
+    "sat. & good",
+    "score",
+    "words",
+)
 MORE_COLUMNS = ("T>S", "S>T", "S>S", "tokens", "seconds")
 
 
@@ -54,6 +67,7 @@ def print_status(run: Run) -> None:
     if run.summaries():
         print_table(run)
         print_theory(run)
+    print_run_evaluations(all_scores(run.folder), run.passed_over())
     if found := run.exported():
         print(f"best/   {found}")
 
@@ -130,6 +144,11 @@ def status_json(run: Run) -> dict[str, Any]:
         "best": best.iteration if best else None,
         "iterations": [asdict(summary) for summary in run.summaries()],
         "average": _average_json(run),
+        "evaluations": {
+            name: {column_name(t): scores for t, scores in by_iteration.items()}
+            for name, by_iteration in all_scores(run.folder).items()
+        },
+        "passed_over": {str(t): reason for t, reason in run.passed_over().items()},
         "exported": read_json(file) if (file := run.folder / "export.json").exists() else None,
         "pending": pending_units(run),
     }
@@ -160,7 +179,8 @@ def _row(summary: IterationSummary, best: bool) -> list[str]:
     plain = [_number(summary.mean_score, 2), _number(summary.mean_words, 0)]
     kinds = [str(summary.pairs.get(kind, 0)) if summary.iteration > 0 else "-" for kind in ("T>S", "S>T", "S>S")]
     totals = [f"{sum(summary.tokens.values()):,}", f"{sum(summary.seconds.values()):.0f}"]
-    return [number, *map(_rate, contests), *shares, *plain, *kinds, *totals]
+    p = "-" if summary.p_beats_teacher is None else p_value(summary.p_beats_teacher)
+    return [number, *map(_rate, contests), p, *shares, *plain, *kinds, *totals]
 
 
 def _rate(interval: Interval | None) -> str:

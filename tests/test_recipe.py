@@ -20,8 +20,8 @@ from nashtune.recipe import (
     LoraSection,
     PairsSection,
     Recipe,
-    SuiteSection,
     Section,
+    SuiteSection,
     TrainSection,
     VllmSection,
     identity,
@@ -198,7 +198,12 @@ def test_every_setting_is_explained_and_read_somewhere() -> None:
     read = attributes_read()
     for section in sections(Recipe, set()) | sections(EvaluationFile, set()):
         for name, info in section.model_fields.items():
-            inner = bool(getattr(info.annotation, "model_fields", None)) or name in {"kind", "teacher", "oracle", "suite"}
+            inner = bool(getattr(info.annotation, "model_fields", None)) or name in {
+                "kind",
+                "teacher",
+                "oracle",
+                "suite",
+            }
             assert info.description or inner or section is Recipe, f"{section.__name__}.{name} has no docstring"
         if not issubclass(section, ObjectiveSection):  # tests/test_objectives.py: each of its settings changes the loss
             assert not unread(section, read), f"nothing reads these of {section.__name__}"

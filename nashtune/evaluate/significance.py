@@ -61,7 +61,9 @@ def paired_difference(
     """Mean of a less b over prompts, with its interval by a paired bootstrap (percentiles over resampled prompts), and the
     two-sided p-value of no difference. Raises ValueError where the two are not equally long, or empty."""
     if len(a) != len(b) or not len(a):
-        raise ValueError(f"a and b have {len(a)} and {len(b)} values; accepted: one of each for every prompt, at least one")
+        raise ValueError(
+            f"a and b have {len(a)} and {len(b)} values; accepted: one of each for every prompt, at least one"
+        )
     differences = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
     random, n = np.random.default_rng(seed), len(differences)
     means = [differences[random.integers(0, n, n)].mean() for _ in range(RESAMPLES)]

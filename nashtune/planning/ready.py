@@ -15,7 +15,8 @@ def refuse_unready(recipe: Recipe, folder: Path | None = None, tell: Callable[[s
     """Before a run makes its folder or anything is sampled. Nothing is looked at where the run is finished: looking at it
     again needs neither key nor money.
 
-    Raises OracleError where a served model's key or price is not known or a fitted judge is below its gate, and
+    Raises OracleError where a served model's key or price is not known or a fitted judge is below its gate, EvaluationError
+    where a suite's data are not there, and
     BudgetError where the expected cost, with what is spent, goes over a cap. ``tell`` hears the expected cost otherwise.
     """
     folder = folder or run_folder(recipe)
@@ -32,4 +33,12 @@ def refuse_unready(recipe: Recipe, folder: Path | None = None, tell: Callable[[s
 
     for oracle in recipe.oracles:
         check_gates(oracle)
+    if recipe.evaluate:
+        from nashtune.stages.evaluation import check_engine
+        from nashtune.suites.registry import open_suite
+
+        for section in recipe.evaluate:
+            open_suite(section).check()
+            for engine in section.judges:
+                check_engine(engine)
     refuse_over_budget(recipe, folder, tell)

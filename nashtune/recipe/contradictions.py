@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from nashtune.recipe.evaluation import evaluation_problems
 from nashtune.recipe.methods import METHODS
 from nashtune.recipe.oracles import CascadeOracle, CompactOracle, Oracle, PairwiseOracle, PanelOracle
 from nashtune.recipe.teachers import RemoteTeacher
@@ -128,11 +129,7 @@ def _oracles(recipe: Recipe) -> Iterator[str]:
 
 def _evaluations(recipe: Recipe) -> Iterator[str]:
     """What suites ask of each other, and what is chosen by them."""
-    names = [suite.called for suite in recipe.evaluate]
-    for name in dict.fromkeys(name for name in names if names.count(name) > 1):
-        yield f"evaluate has {names.count(name)} evaluations called {name!r}; accepted: one, so give each a `name`"
-    for suite in recipe.evaluate:
-        yield from (f"evaluate.{suite.called}: {problem}" for problem in suite.problems())
+    yield from evaluation_problems(recipe.evaluate)
     select = recipe.validate_.select
     if select in SELECTED:
         return

@@ -6,10 +6,10 @@ Another suite is a subclass of ``SuiteSection`` with its own `suite` literal, in
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from nashtune.recipe.base import NEUTRAL, Section
 from nashtune.recipe.engine import EngineSection
@@ -154,6 +154,15 @@ SUITE_SECTIONS: Mapping[str, type[SuiteSection]] = {
 """The sections by `suite`."""
 
 
+def evaluation_problems(suites: Sequence[SuiteSection]) -> Iterator[str]:
+    """What evaluations' settings ask of each other, each as a sentence."""
+    names = [suite.called for suite in suites]
+    for name in dict.fromkeys(name for name in names if names.count(name) > 1):
+        yield f"evaluate has {names.count(name)} evaluations called {name!r}; accepted: one, so give each a `name`"
+    for suite in suites:
+        yield from (f"evaluate.{suite.called}: {problem}" for problem in suite.problems())
+
+
 class EvaluationFile(Section):
     """How a model without a run is evaluated (`nashtune eval MODEL --recipe FILE`)."""
 
@@ -185,6 +194,12 @@ class EvaluationFile(Section):
     """A ledger file shared with others, so that none pays for what another bought; null keeps one in the folder."""
     evaluate: tuple[SuiteSettings, ...] = ()
     """The suites."""
+
+    @model_validator(mode="after")
+    def _no_contradictions(self) -> EvaluationFile:
+        if problems := list(evaluation_problems(self.evaluate)):
+            raise ValueError("; ".join(problems))
+        return self
 
     @property
     def sampling(self) -> SamplingSection:

@@ -89,6 +89,11 @@ def measured(value: float) -> str:
     return f"{value:,.3f}" if value == 0 or 0.01 <= abs(value) < 1e5 else f"{value:.3g}"
 
 
+def p_value(value: float) -> str:
+    """Three decimals; below 0.001 one significant digit."""
+    return f"{value:.3f}" if value >= 0.001 else f"{value:.0e}"
+
+
 def words(key: str) -> str:
     """A record's key as it is read: "judge_prompt" -> "judge prompt"."""
     return key.replace("_", " ")
@@ -107,6 +112,7 @@ def iteration_groups(summaries: Sequence[IterationSummary]) -> list[Group]:
         table.row("against the initial policy", lambda s: _win_rate(s.win_rate_vs_initial)),
         table.row("against the previous iteration", lambda s: _win_rate(s.win_rate_vs_previous)),
         table.row("against the teacher", lambda s: _win_rate(s.win_rate_vs_teacher)),
+        table.row("against the teacher: p of no better than half", _teacher_p),
     )
     answers = (
         table.row("satisfied", lambda s: _share(s.satisfied)),
@@ -165,6 +171,10 @@ class _Columns:
 
 def _win_rate(interval: Interval | None) -> Cell:
     return Cell() if interval is None else Cell(percent(interval.value), interval_range(interval))
+
+
+def _teacher_p(summary: IterationSummary) -> Cell:
+    return Cell() if summary.p_beats_teacher is None else Cell(p_value(summary.p_beats_teacher))
 
 
 def _share(value: float | None) -> Cell:

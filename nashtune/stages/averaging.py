@@ -31,7 +31,8 @@ def average(run: Run) -> IterationSummary:
     fingerprints = [policy.fingerprint for policy in policies]
     stage, folder = run.stage(AVERAGE, "weights"), run.iteration_folder(AVERAGE)
     if stage.file.exists() and stage.record()["inputs"] != [fingerprints]:
-        shutil.rmtree(folder)
+        for place in (folder, *run.folder.glob("evaluations/*/average")):
+            shutil.rmtree(place)
     if not stage.done(fingerprints):
         engine_of(run).release()
         with stage.clock():

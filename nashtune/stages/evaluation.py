@@ -64,6 +64,7 @@ def evaluate(subject: Subject, section: SuiteSection) -> Scores:
         "policy": subject.fingerprint if given is None else None,
         "cost_usd": math.fsum(row.get("cost_usd") or 0.0 for row in rows) if suite.engine else None,
         "shown": shown,
+        "settings": section.model_dump(mode="json"),
         "made_from": read_json(folder / "identity.json"),
     }
     write_json(folder / "scores.json", record)
@@ -119,10 +120,13 @@ def _finished(folder: Path, shown: Mapping[str, Any]) -> Scores | None:
 
 def _judge(subject: Subject, section: SuiteSection, suite: Suite, answers: Answers, folder: Path) -> list[Row]:
     if suite.turns == 0:
-        if not isinstance(suite, Runner) or subject.policy is None:
-            raise EvaluationError(f"{section.called}: this suite runs the policy itself; accepted: a model, no file of answers")
+        policy = subject.policy()
+        if not isinstance(suite, Runner) or policy is None:
+            raise EvaluationError(
+                f"{section.called}: this suite runs the policy itself; accepted: a model, no file of answers"
+            )
         subject.engine().release()
-        return suite.run(subject.policy.folder, folder / "work")
+        return suite.run(policy.folder, folder / "work")
     if suite.engine is None:
         return finish(suite.judge(answers, None))
     return finish(_paid(subject, suite, suite.engine, answers, f"{subject.title}: {section.called} verdicts"))

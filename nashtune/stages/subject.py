@@ -32,7 +32,8 @@ class Subject:
     """A policy to evaluate, and what it takes: an engine that samples, a ledger that pays.
 
     ``run``: opened for the work, so that its lock is held; ``folder``: where evaluations go; ``place``: the folder of this
-    policy's inside each; ``policy`` None is the scripted engine's.
+    policy's inside each; ``policy`` gives None for the scripted engine, and is only called where something is sampled, so that
+    a finished evaluation needs no weights.
     """
 
     run: Run | None
@@ -41,7 +42,8 @@ class Subject:
     place: str
     title: str
     generator: str
-    policy: Policy | None
+    fingerprint: str
+    policy: Callable[[], Policy | None]
     seed: int
     confidence: float
     sampling: SamplingSection
@@ -54,15 +56,12 @@ class Subject:
     answers: Path | None = None
     """A file of answers, given instead of a policy that could be asked."""
 
-    @property
-    def fingerprint(self) -> str:
-        return "scripted" if self.policy is None else self.policy.fingerprint
-
 
 def of_run(run: Run, iteration: int) -> Subject:
     """Policy ``iteration`` of an open run (0 the initial one, AVERAGE the averaged one). Raises EvaluationError where it is
     not trained yet, StoreError where its weights were removed."""
-    if iteration and not run.stage(iteration, "weights" if iteration == AVERAGE else "train").file.exists():
+    made = run.stage(iteration, "weights" if iteration == AVERAGE else "train")
+    if iteration and not made.file.exists():
         raise EvaluationError(
             f"{run.folder}: {called(iteration)} has no policy yet; accepted: {[s.iteration for s in run.summaries()]}"
         )
@@ -75,7 +74,8 @@ def of_run(run: Run, iteration: int) -> Subject:
         place=place_of(iteration),
         title=called(iteration),
         generator=f"{recipe.name}-{'average' if iteration == AVERAGE else iteration}",
-        policy=None if scripted else policy_of(run, iteration),
+        fingerprint="scripted" if scripted else policy_of(run, 0).fingerprint if iteration == 0 else made.output,
+        policy=lambda: None if scripted else policy_of(run, iteration),
         seed=recipe.seed,
         confidence=recipe.validate_.confidence,
         sampling=recipe.sampling,
@@ -108,7 +108,8 @@ def of_model(stack: ExitStack, folder: Path, model: str, settings: EvaluationFil
         place=plain_name(model),
         title=model,
         generator=plain_name(model) if Path(model).expanduser().exists() else model,
-        policy=policy,
+        fingerprint="scripted" if policy is None else policy.fingerprint,
+        policy=lambda: policy,
         seed=settings.seed,
         confidence=settings.confidence,
         sampling=settings.sampling,

@@ -86,7 +86,7 @@ def _sampler(subject: Subject, decoding: Decoding, prompts: Sequence[Prompt]) ->
     )
     target = subject.target()
     return Sampler(
-        policy=subject.policy,
+        policy=subject.policy(),
         sampling=sampling,
         n=1,
         seed=subject.seed,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import Any
 
 from nashtune.errors import EvaluationError
 from nashtune.recipe.evaluation import SuiteSection
@@ -48,9 +48,13 @@ SUITES: Mapping[str, Listed] = {
 }
 
 
+def suite_class(name: str) -> type[Any]:
+    """Raises EvaluationError for an unknown name."""
+    if name not in SUITES:
+        raise EvaluationError(f"suite {name!r}; accepted: {', '.join(SUITES)}")
+    return getattr(importlib.import_module(SUITES[name].module), SUITES[name].cls)
+
+
 def open_suite(section: SuiteSection) -> Suite:
     """The suite with its data read. Raises EvaluationError where those are not there or bad."""
-    listed = SUITES.get(section.suite_name)
-    if listed is None:
-        raise EvaluationError(f"suite {section.suite_name!r}; accepted: {', '.join(SUITES)}")
-    return cast(Suite, getattr(importlib.import_module(listed.module), listed.cls)(section))
+    return suite_class(section.suite_name)(section)

@@ -164,6 +164,7 @@ class Compares(Protocol):
 
     def differences(
         self, a: tuple[Sequence[Row], Answers], b: tuple[Sequence[Row], Answers], confidence: float
-    ) -> Mapping[str, Interval]:
-        """a less b on the items that both have verdicts for, by the ends of the metrics' names."""
+    ) -> Mapping[str, tuple[Interval, float]]:
+        """a less b on the items that both have verdicts for, and the p-value of no difference, by the ends of the metrics'
+        names."""
         ...

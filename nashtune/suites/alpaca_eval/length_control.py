@@ -9,6 +9,7 @@ With delta = 0 the same regression gives the controlled win rate.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nashtune.errors import EvaluationError
-from nashtune.suites.alpaca_eval.metrics import Floats, JudgedRun, bootstrap, paired_rows
+from nashtune.suites.alpaca_eval.metrics import Floats, JudgedRun, bootstrap, paired_rows, percentiles, resampled
 
 GRID = 10 ** np.linspace(-4, 4, 10)
 """Inverse strengths C of the l1 penalty that cross-validation chooses from."""
@@ -187,6 +188,8 @@ class Difference:
     low: float
     high: float
     prompts: int
+    p: float
+    """Two-sided p-value of no difference: twice the smaller share of resamples on one side of 0."""
 
 
 def compare(
@@ -209,10 +212,14 @@ def compare(
         return 100 * float(next(rates) - next(rates))
 
     every = np.arange(len(gamma))
-    return {
-        name: Difference(value(every), *bootstrap(value, len(every), resamples, confidence, seed), len(every))
-        for name, value in (("win_rate", raw), ("length_controlled", lc))
-    }
+
+    def difference(value: Callable[[NDArray[np.int64]], float]) -> Difference:
+        drawn = resampled(value, len(every), resamples, seed)
+        beyond = 1 + min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
+        p = min(1.0, 2 * beyond / (1 + resamples))
+        return Difference(value(every), *percentiles(drawn, confidence), len(every), p)
+
+    return {"win_rate": difference(raw), "length_controlled": difference(lc)}
 
 
 def warning(raw: float, controlled: float) -> str | None:

@@ -109,8 +109,17 @@ def bootstrap(
     statistic: Callable[[NDArray[np.int64]], float], rows: int, resamples: int, confidence: float, seed: int
 ) -> tuple[float, float]:
     """Percentile interval of ``statistic`` (of the drawn rows) over resamples of ``rows`` prompts."""
+    return percentiles(resampled(statistic, rows, resamples, seed), confidence)
+
+
+def resampled(statistic: Callable[[NDArray[np.int64]], float], rows: int, resamples: int, seed: int) -> Floats:
+    """[resamples] values of ``statistic`` (of the drawn rows) over resamples of ``rows`` prompts."""
     random = np.random.default_rng(seed)
-    values = [statistic(random.integers(0, rows, rows)) for _ in range(resamples)]
+    return np.array([statistic(random.integers(0, rows, rows)) for _ in range(resamples)])
+
+
+def percentiles(values: Floats, confidence: float) -> tuple[float, float]:
+    """The interval that holds the share ``confidence`` of ``values``, as much cut off on each side."""
     low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
 

@@ -110,7 +110,9 @@ class AlpacaEval2:
         annotations = []
         for row in rows:
             known = {name: value for name, value in row.items() if name not in ("length", "baseline_length")}
-            logprobs = {name: row["logprobs"].get(name, -math.inf) for name in (FIRST, SECOND)} if row["logprobs"] else {}
+            logprobs = (
+                {name: row["logprobs"].get(name, -math.inf) for name in (FIRST, SECOND)} if row["logprobs"] else {}
+            )
             annotations.append(Annotation(**known | {"output": answers[row["index"]][0], "logprobs": logprobs}))
         write_annotations(folder / ANNOTATIONS, self.data, annotations, generator)
         return [folder / OUTPUTS, folder / ANNOTATIONS]
@@ -139,7 +141,9 @@ class AlpacaEval2:
                 unfit["lc"] = far
         return SuiteScores(
             metrics=metrics,
-            items={"win_rate": {str(i): 100 * y for i, y in zip(run.index, run.wins, strict=True) if not math.isnan(y)}},
+            items={
+                "win_rate": {str(i): 100 * y for i, y in zip(run.index, run.wins, strict=True) if not math.isnan(y)}
+            },
             counts={
                 "answers": len(data.instructions),
                 "verdicts": raw.n_total,
@@ -161,12 +165,12 @@ class AlpacaEval2:
 
     def differences(
         self, a: tuple[Sequence[Row], Answers], b: tuple[Sequence[Row], Answers], confidence: float
-    ) -> Mapping[str, Interval]:
+    ) -> Mapping[str, tuple[Interval, float]]:
         """Of the length-controlled win rates; the raw ones are means over items."""
         if self.data.controls is None:
             return {}
         found = compare(_judged(a[0]), _judged(b[0]), self.data.controls, confidence)["length_controlled"]
-        return {"lc": Interval(found.value, found.low, found.high, found.prompts)}
+        return {"lc": (Interval(found.value, found.low, found.high, found.prompts), found.p)}
 
 
 def _judged(rows: Sequence[Row]) -> JudgedRun:
@@ -189,7 +193,9 @@ def _warnings(raw: RawMetrics, rows: Sequence[Row], absent: int, answers: Answer
         reason = next(row["reason"] for row in rows if row["preference"] is None)
         found.append(f"{raw.unjudged} of {len(rows)} verdicts are unusable and count nowhere, the first: {reason}")
     if absent:
-        found.append(f"{absent} prompts have no row; with difficulty 'parity' later rows take another prompt's difficulty")
+        found.append(
+            f"{absent} prompts have no row; with difficulty 'parity' later rows take another prompt's difficulty"
+        )
     if empty := sum(not turns[0].strip() for turns in answers) - absent:
         found.append(f"{empty} answers are empty")
     return found

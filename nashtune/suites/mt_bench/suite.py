@@ -19,6 +19,7 @@ from nashtune.suites.suite import Answers, Decoding, Given, Row, ScoreTable, Sui
 
 if TYPE_CHECKING:
     from nashtune.judging.dispatch import Dispatcher
+    from nashtune.suites.mt_bench.judge import Game
 
 MODEL_ANSWER = "model_answer.jsonl"
 
@@ -142,10 +143,9 @@ class MtBenchSuite:
         )
 
     def _games(self, rows: Sequence[Row], answers: Answers, confidence: float) -> SuiteScores:
-        from nashtune.suites.mt_bench.judge import Game
         from nashtune.suites.mt_bench.scores import pair_scores, won
 
-        games = [Game(**row | {"winners": tuple(row["winners"]), "judgments": tuple(row["judgments"])}) for row in rows]
+        games = [_game(row) for row in rows]
         found = pair_scores(games, confidence)
         values: dict[int, list[float]] = {}
         for game in games:
@@ -171,6 +171,13 @@ class MtBenchSuite:
             tables=(ScoreTable("by category", ("win rate (%)",), shown),),
             warnings=tuple(_warnings(rows, answers)),
         )
+
+
+def _game(row: Row) -> Game:
+    from nashtune.suites.mt_bench.judge import Game
+
+    read: dict[str, Any] = row | {"winners": tuple(row["winners"]), "judgments": tuple(row["judgments"])}
+    return Game(**read)
 
 
 def _warnings(rows: Sequence[Mapping[str, Any]], answers: Answers) -> list[str]:
