@@ -11,7 +11,9 @@ import pytest
 from arena_hard_folder import clone_folder, write_jsonl
 from judge_server import JudgeServer
 from tiny_chat import write_tiny_policy
+from typer.testing import CliRunner
 
+from nashtune.cli import app
 from nashtune.errors import DriftError, EvaluationError
 from nashtune.recipe import ArenaHardSection, EvaluationFile
 from nashtune.stages.evaluation import evaluate
@@ -95,8 +97,9 @@ def test_published_verdicts_are_scored_and_two_models_are_compared(clone: Path) 
     unstyled = open_suite(settings(clone, categories=["hard_prompt"], style_tokens=None))
     assert isinstance(unstyled, ArenaHardSuite)
     found = unstyled.differences(sides[0], sides[1], 0.95)
-    assert found["win_rate"].value == 50
-    assert found["win_rate"].n == 4
+    assert list(found) == ["win_rate"]
+    interval, p = found["win_rate"]
+    assert (interval.value, interval.n, p) == (50, 4, 2 / 2**4), "all four prompts on one side, of 16 ways to swap"
     assert unstyled.section.metric_names() == {"arena_hard_win_rate": "win_rate"}
     write_jsonl(
         bench / "model_answer" / "good.jsonl",
@@ -106,7 +109,9 @@ def test_published_verdicts_are_scored_and_two_models_are_compared(clone: Path) 
     assert answers[1] == ["one two one two "]
     assert set(suite.scores(verdicts, answers, 0.95).metrics) == {"win_rate", "style_controlled"}
     same = suite.differences((verdicts, answers), (verdicts, answers), 0.95)
-    assert (same["style_controlled"].value, same["style_controlled"].high) == (0, 0)
+    for metric in ("win_rate", "style_controlled"):
+        interval, p = same[metric]
+        assert (interval.value, interval.low, interval.high, p) == (0, 0, 0, 1)
 
 
 def test_a_file_of_answers_is_judged_against_another_baseline(clone: Path, tmp_path: Path) -> None:
@@ -140,3 +145,32 @@ def test_what_could_not_be_judged_is_refused_before_anything_is_sampled(clone: P
     (clone / "utils" / "judge_utils.py").unlink()
     with pytest.raises(EvaluationError, match="judging needs the judge's prompts"):
         open_suite(settings(clone, categories=["hard_prompt"])).check()
+
+
+def run_cli(*words: str) -> Any:
+    result = CliRunner().invoke(app, ["eval", *words, "--suite", "arena_hard", "--json"])
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)["evaluations"][0]
+
+
+def test_the_command_evaluates_a_model_and_published_verdicts(
+    clone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    own = [f"data={clone}", "style_tokens=words", "max_new_tokens=8", "judge.model=judge", "judge.price=free"]
+    options = [word for change in own for word in ("-o", f"arena_hard.{change}")]
+    policy = write_tiny_policy(tmp_path / "tiny")
+    with JudgeServer(["says:[[A>B]]"] * 12) as server:
+        options += ["-o", f"arena_hard.judge.base_url={server.url}", "-o", "arena_hard.judge.concurrency=1"]
+        found = run_cli(str(policy), "--out", "out", *options)
+        assert server.billed == 12
+        assert run_cli(str(policy), "--out", "out", *options) == found
+        assert server.billed == 12
+        assert found["metrics"]["arena_hard_win_rate"]["value"] == 50
+        judged = next((tmp_path / "out").rglob("model_judgment/judge/tiny.jsonl"))
+        again = run_cli("--annotations", str(judged), *options)
+        assert server.billed == 12
+    assert again["metrics"]["arena_hard_win_rate"] == found["metrics"]["arena_hard_win_rate"]
+    assert again["counts"]["answers"] == 6, "the answers beside the judgments are found"
+    shown = CliRunner().invoke(app, ["suites", "--json"])
+    assert "arena_hard" in {row["name"] for row in json.loads(shown.stdout)}

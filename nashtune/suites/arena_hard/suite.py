@@ -7,14 +7,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from nashtune.errors import EvaluationError
 from nashtune.recipe import ArenaHardSection, EngineSection
 from nashtune.records import Interval, Prompt
 from nashtune.seeds import content_hash
-from nashtune.suites.arena_hard.battles import Battles, battles_of
-from nashtune.suites.arena_hard.bradley_terry import Bootstrapped, style_controlled
+from nashtune.suites.arena_hard.bradley_terry import Bootstrapped
+from nashtune.suites.arena_hard.compare import paired, style_controlled_difference, win_rate_difference
 from nashtune.suites.arena_hard.data import ArenaHard, load_arena_hard
 from nashtune.suites.arena_hard.formats import Answers as ModelAnswers
 from nashtune.suites.arena_hard.formats import read_answers, read_judgments, write_answers, write_judgments
@@ -29,8 +27,7 @@ if TYPE_CHECKING:
 OURS = "policy"
 """The model's name in rows that are scored; whose answers they are is kept beside them."""
 KEPT = ("uid", "category", "baseline", "judge", "verdicts", "judgments", "reason", "model_returned", "cost_usd")
-RESAMPLES = 300
-Styles = Mapping[str, Mapping[str, Style]]
+Styles = dict[str, dict[str, Style]]
 
 
 class ArenaHardSuite:
@@ -91,7 +88,12 @@ class ArenaHardSuite:
         from nashtune.suites.arena_hard.judge import judge
 
         assert dispatcher is not None
-        return [_row(game) for game in await judge(self.bench, self._named(answers), dispatcher, self.baseline)]
+        return self._rows(await judge(self.bench, self._named(answers), dispatcher, self.baseline), answers)
+
+    def _rows(self, games: Sequence[Game], answers: Answers) -> list[Row]:
+        counted = self.section.style_tokens
+        styles = self._named(answers).styles(token_counter(counted)) if counted else {}
+        return [_row(game, styles.get(game.uid)) for game in games]
 
     # ---- files -----------------------------------------------------------------------------------------------------------
 
@@ -117,11 +119,11 @@ class ArenaHardSuite:
         answered = file.parent.parent.parent / "model_answer" / f"{file.stem}.jsonl"
         texts = read_answers(answered).texts if answered.is_file() else {}
         answers = [[texts[q.uid]] if q.uid in texts else [] for q in self.bench.questions]
-        return model, [_row(game) for game in games], answers
+        return model, self._rows(games, answers), answers
 
     def export(self, folder: Path, rows: Sequence[Row], answers: Answers, generator: str) -> list[Path]:
-        named, found = self._named(answers, generator), self._styles(answers)
-        styles = None if found is None else found[OURS]
+        named, counted = self._named(answers, generator), self.section.style_tokens
+        styles = named.styles(token_counter(counted)) if counted else None
         files = [folder / "model_answer" / f"{_plain(generator)}.jsonl"]
         write_answers(files[0], {q.uid: q.prompt for q in self.bench.questions}, named, styles)
         games = [self._game(row, named) for row in rows]
@@ -145,16 +147,16 @@ class ArenaHardSuite:
 
     # ---- figures ---------------------------------------------------------------------------------------------------------
 
-    def _styles(self, answers: Answers) -> Styles | None:
+    def _styles(self, rows: Sequence[Row]) -> Styles | None:
         if not self.section.style_tokens:
             return None
         count = token_counter(self.section.style_tokens)
         rivals = {name: rival.styles(count) for name, rival in self._rivals().items()}
-        return {OURS: self._named(answers).styles(count), **rivals}
+        return {OURS: {row["uid"]: Style(*row["style"]) for row in rows if row["style"]}, **rivals}
 
     def scores(self, rows: Sequence[Row], answers: Answers, confidence: float) -> SuiteScores:
         games = [_game(row, OURS) for row in rows]
-        found = arena_hard_scores(games, self._styles(answers), confidence)
+        found = arena_hard_scores(games, self._styles(rows), confidence)
         overall = found.overall
         assert overall.win_rate is not None
         metrics: dict[str, Interval | float] = {"win_rate": _percent(overall.win_rate)}
@@ -175,50 +177,21 @@ class ArenaHardSuite:
 
     def differences(
         self, a: tuple[Sequence[Row], Answers], b: tuple[Sequence[Row], Answers], confidence: float
-    ) -> Mapping[str, Interval]:
-        """Bootstrap over the prompts that both have usable games on, the same prompts drawn for both."""
-        usable = [{row["uid"] for row in rows if None not in row["verdicts"]} for rows, _ in (a, b)]
-        common = sorted(usable[0] & usable[1])
-        if not common:
-            raise EvaluationError("arena_hard: no prompt has usable games of both")
-        sides = []
-        for rows, answers in (a, b):
-            games = [_game(row, OURS) for row in rows if row["uid"] in usable[0] & usable[1]]
-            sides.append((battles_of(games), self._styles(answers)))
-        rng = np.random.default_rng(0)
-        draws = [rng.multinomial(len(common), np.full(len(common), 1 / len(common))) for _ in range(RESAMPLES)]
-        found = {"win_rate": [_means(battles, common, draws) for battles, _ in sides]}
-        if self.section.style_tokens:
-            found["style_controlled"] = [_controlled(battles, styles, common, draws) for battles, styles in sides]
-        return {name: _difference(ours, theirs, confidence, len(common)) for name, (ours, theirs) in found.items()}
+    ) -> Mapping[str, tuple[Interval, float]]:
+        """Of both metrics, as neither is a plain mean over prompts: a decisive verdict weighs more."""
+        pair = paired([_game(row, OURS) for row in a[0]], [_game(row, OURS) for row in b[0]])
+        found = {"win_rate": win_rate_difference(pair, confidence)}
+        styles = self._styles(a[0]), self._styles(b[0])
+        if styles[0] is not None and styles[1] is not None and all(row["style"] for row in (*a[0], *b[0])):
+            found["style_controlled"] = style_controlled_difference(pair, (styles[0], styles[1]), confidence)
+        return found
 
 
-def _means(battles: Battles, common: Sequence[str], draws: Sequence[np.ndarray]) -> np.ndarray:
-    """[1 + draws]: of all prompts, then of each draw."""
-    place = np.searchsorted(common, battles.uid)
-    return np.array([battles.mean(), *(battles.mean(battles.weight * draw[place]) for draw in draws)])
-
-
-def _controlled(
-    battles: Battles, styles: Styles | None, common: Sequence[str], draws: Sequence[np.ndarray]
-) -> np.ndarray:
-    place = np.searchsorted(common, battles.uid)
-    weights = [battles.weight, *(battles.weight * draw[place] for draw in draws)]
-    return style_controlled(battles, styles or {}, resamples=weights).drawn[OURS]
-
-
-def _difference(a: np.ndarray, b: np.ndarray, confidence: float, prompts: int) -> Interval:
-    values = 100 * (a - b)
-    low, high = np.quantile(values[1:], [(1 - confidence) / 2, (1 + confidence) / 2])
-    value = float(values[0])
-    return Interval(value, float(min(low, value)), float(max(high, value)), prompts)
-
-
-def _row(game: Game) -> Row:
-    return {name: getattr(game, name) for name in KEPT} | {
-        "verdicts": list(game.verdicts),
-        "judgments": list(game.judgments),
-    }
+def _row(game: Game, style: Style | None) -> Row:
+    """``style`` is the model's answer's; that of the baseline is in the data."""
+    row = {name: getattr(game, name) for name in KEPT}
+    row |= {"verdicts": list(game.verdicts), "judgments": list(game.judgments)}
+    return row | {"style": None if style is None else [style.tokens, style.headers, style.lists, style.bold]}
 
 
 def _game(row: Row, model: str, shown: Any = ((), ())) -> Game:
