@@ -133,7 +133,7 @@ def clustered_win_rate(battles: Battles, confidence: float) -> Interval:
     p = battles.mean()
     _, prompt = np.unique(battles.uid, return_inverse=True)
     residuals = np.bincount(prompt, battles.weight * (battles.score - p))
-    n, total = len(residuals), battles.weight.sum()
+    n, total = len(residuals), float(battles.weight.sum())
     spread = n * n / (n - 1) * float(residuals @ residuals) / total**2 if n > 1 else 0.0
     return score_interval(p, spread, n, confidence)
 
