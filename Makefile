@@ -29,6 +29,7 @@ bench-judges: $(DEV)
 	$(BIN)/python bench/dispatch.py
 	$(BIN)/python bench/judge_chaos.py
 	$(BIN)/python bench/judge_cost.py
+	$(BIN)/python bench/judge_quality.py
 
 # torch first and by itself: any recent build will do, and nothing later may replace it.
 $(READY): pyproject.toml
@@ -40,6 +41,7 @@ $(READY): pyproject.toml
 
 $(DEV): $(READY)
 	$(BIN)/python -m pip install -q -e ".[dev]"
+	$(BIN)/python -m pip install -q --no-deps llama-index-core  # carries nltk's punkt_tab and stopwords, for the tests
 	touch $@
 
 clean:

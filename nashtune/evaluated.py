@@ -64,7 +64,8 @@ def selection(scores: Scores | None, metric: str) -> tuple[float | None, str]:
 def read_rows(file: Path) -> list[dict[str, Any]]:
     """Verdicts. Raises StoreError naming the file where it is damaged."""
     try:
-        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        lines = file.read_text(encoding="utf-8").split("\n")  # texts hold other separators of lines
+        return [json.loads(line) for line in lines if line]
     except ValueError as error:
         raise StoreError(f"{file}: damaged: {error}") from None
 

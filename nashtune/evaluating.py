@@ -145,7 +145,7 @@ def evaluate_verdicts(file: Path, out: Path | None, settings: EvaluationFile) ->
     suite = open_suite(section)
     if not isinstance(suite, ReadsVerdicts):
         raise EvaluationError(
-            f"--annotations: {section.suite_name} has no published format of verdicts; accepted: alpaca_eval"
+            f"--annotations: {section.suite_name} has no published format of verdicts; accepted: alpaca_eval, arena_hard"
         )
     generator, rows, answers = suite.read_verdicts(file)
     scores = suite.scores(rows, answers, settings.confidence)

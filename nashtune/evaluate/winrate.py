@@ -39,7 +39,12 @@ def win_rate(per_prompt: Sequence[float], confidence: float) -> Interval:
     if not 0 < confidence < 1:
         raise ValueError(f"confidence is {confidence}; accepted: a number between 0 and 1")
     p = fmean(per_prompt)
-    spread = variance(per_prompt, p) if n > 1 else 0.0
+    return score_interval(p, variance(per_prompt, p) if n > 1 else 0.0, n, confidence)
+
+
+def score_interval(p: float, spread: float, n: int, confidence: float) -> Interval:
+    """``win_rate``'s interval about a mean ``p`` of n prompts' values with sample variance ``spread`` (n times the squared
+    error of ``p``, where it is no plain mean)."""
     if spread > ROUNDING:
         n_eff, quantile = p * (1 - p) * n / spread, student_t_quantile(confidence, n - 1)
     else:

@@ -9,6 +9,7 @@ from nashtune.recipe.engine import EngineSection, PriceSection
 from nashtune.recipe.evaluation import (
     SUITE_SECTIONS,
     AlpacaEvalSection,
+    ArenaHardSection,
     EvaluationFile,
     HarnessSection,
     IfBenchSection,
@@ -66,6 +67,7 @@ __all__ = [
     "OPEN_LLM",
     "SUITE_SECTIONS",
     "AlpacaEvalSection",
+    "ArenaHardSection",
     "BestOfN",
     "BudgetSection",
     "CascadeOracle",

@@ -144,6 +144,40 @@ class MtBenchSection(SuiteSection):
         return {name: end for name, end in super().metric_names().items() if end in read}
 
 
+class ArenaHardSection(SuiteSection):
+    """Arena-Hard: 500 (v0.1) or 750 (v2.0) hard prompts, each answer against a baseline's in both orders, on five degrees."""
+
+    metrics: ClassVar[Mapping[str, str]] = {"win_rate": "%", "style_controlled": "%"}
+
+    suite: Literal["arena_hard"]
+    version: Literal["v0.1", "v2.0"] = "v2.0"
+    """Which set of prompts and baselines."""
+    data: str = "lmarena-ai/arena-hard-auto"
+    """A clone of upstream's repository, its data/arena-hard-VERSION folder alone, a folder with arena_hard_prompts.parquet, or
+    a data set of the hub in upstream's layout."""
+    judge_prompts: str | None = None
+    """Where the judge's prompts are, for data without them (the hub's): arena_hard_judge.json, a folder with it, or a clone of
+    upstream's repository; null looks in `data`."""
+    categories: tuple[str, ...] = ()
+    """Categories to judge (v2.0: hard_prompt, creative_writing); empty takes all."""
+    baseline: str | None = None
+    """Another baseline's answers, in upstream's model_answer format; null takes each category's own."""
+    style_tokens: str | None = "o200k_base"
+    """How answers' lengths are counted for style control: o200k_base (as published; needs bpe-openai or tiktoken),
+    tokenizer:FOLDER-OR-NAME, words or characters; null gives no style-controlled win rate."""
+    judge: EngineSection = EngineSection(model="gpt-4.1")
+    """Where the judge answers. Published figures are by gpt-4.1 and gemini-2.5 (v2.0), gpt-4-1106-preview (v0.1)."""
+    temperature: float = Field(default=0.0, ge=0)
+    """Softmax temperature of the policy's answers."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Nucleus mass of the policy's answers."""
+    max_new_tokens: int = Field(default=4096, ge=1)
+    """Longest answer (tokens)."""
+
+    def metric_names(self) -> dict[str, str]:
+        return {name: end for name, end in super().metric_names().items() if end == "win_rate" or self.style_tokens}
+
+
 class InstructionSection(SuiteSection):
     """What the suites of verifiable instructions share: checked by programs, so nobody is asked and nothing is paid."""
 
@@ -237,11 +271,13 @@ class HarnessSection(SuiteSection):
 
 
 SuiteSettings = Annotated[
-    AlpacaEvalSection | MtBenchSection | IfEvalSection | IfBenchSection | HarnessSection, Field(discriminator="suite")
+    AlpacaEvalSection | MtBenchSection | ArenaHardSection | IfEvalSection | IfBenchSection | HarnessSection,
+    Field(discriminator="suite"),
 ]
 SUITE_SECTIONS: Mapping[str, type[SuiteSection]] = {
     "alpaca_eval": AlpacaEvalSection,
     "mt_bench": MtBenchSection,
+    "arena_hard": ArenaHardSection,
     "ifeval": IfEvalSection,
     "ifbench": IfBenchSection,
     "harness": HarnessSection,

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from nashtune.judging.dispatch import Dispatcher
 
 POLL_SECONDS = 2.0
-FINGERPRINTED = ("data", "baseline", "references", "include_path")
+FINGERPRINTED = ("data", "baseline", "references", "judge_prompts", "include_path")
 """Settings that name files or data sets: it is their contents that count, which the suite's identity holds."""
 
 SHOWN = ("difficulty", "regression_errors")

@@ -38,6 +38,13 @@ SUITES: Mapping[str, Listed] = {
         "a judge; FastChat's data folder",
         "arXiv 2306.05685",
     ),
+    "arena_hard": Listed(
+        "nashtune.suites.arena_hard.suite",
+        "ArenaHardSuite",
+        "500 (v0.1) or 750 (v2.0) prompts against a baseline in both orders, on five degrees; raw and style-controlled",
+        "a judge; upstream's data folder or the hub's and the judge's prompts; bpe-openai for published lengths (nashtune[eval])",
+        "arXiv 2406.11939",
+    ),
     "ifeval": Listed(
         "nashtune.suites.ifeval.suite",
         "InstructionSuite",
