@@ -19,8 +19,10 @@ from tiny_pairs import learnable_pairs, six_steps
 from nashtune.errors import StoreError, TrainingError
 from nashtune.recipe import LoraSection
 from nashtune.records import Policy
+from nashtune.training.head_start import plan_of, reference_folder
 from nashtune.training.job import StepMetrics, TrainJob
 from nashtune.training.references import ReferenceShards
+from nashtune.training.trainee import Precision, Trainee
 from nashtune.training.trainer import train_policy
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -77,6 +79,7 @@ from pathlib import Path
 import torch
 from test_trainer_resume import six_steps
 from nashtune.records import Policy
+from nashtune.training.trainee import Precision, Trainee
 from nashtune.training.trainer import train_policy
 torch.set_num_threads(int(sys.argv[4]))
 policy = Policy(Path(sys.argv[1]), sys.argv[2], "zero")
@@ -197,3 +200,35 @@ def test_checkpoint_spacing_changes_nothing(policy: Policy, tmp_path: Path) -> N
     train_policy(often)
     train_policy(never)
     assert result_bytes(often) == result_bytes(never)
+
+
+def test_the_first_steps_forward_pass_gives_its_references_too(
+    policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are the ones that a pass of their own gives, and a job that stopped before its first checkpoint reads them."""
+    passes: list[bool] = []
+    forward = Trainee.forward
+
+    def counted(self: Trainee, *arguments: Any) -> torch.Tensor:
+        passes.append(torch.is_grad_enabled())
+        return forward(self, *arguments)
+
+    job, again = six_steps(tmp_path / "one", policy), six_steps(tmp_path / "two", policy)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainee, "forward", counted)
+        train_policy(job)
+    assert len(list(job.folder.glob("references/*/*.parquet"))) == 3
+    assert passes.count(True) == 3 * passes.count(
+        False
+    )  # six steps, of three batches; two are passed without gradients
+    plan = plan_of(again, again.pairs)
+    whole = ReferenceShards(tmp_path / "alone", again.pairs, plan)
+    precision = Precision.of(again.train)
+    whole.compute(Trainee.load_fixed(policy, precision).forward)
+    kept = ReferenceShards(reference_folder(job, policy), job.pairs, plan)
+    assert torch.equal(kept.read(), whole.read())
+    with pytest.raises(Stop):
+        train_policy(again, stop_after(1))
+    assert ReferenceShards(reference_folder(again, policy), again.pairs, plan).missing() == []
+    train_policy(again)
+    assert result_bytes(again) == result_bytes(job)

@@ -44,9 +44,9 @@ class ReferenceShards:
         return self.world.agree(lambda: [shard for shard, file in enumerate(self._files) if not file.exists()])
 
     @torch.no_grad()
-    def compute(self, forward: Forward) -> None:
-        """Fill the missing shards, each rank its own. For all ranks."""
-        missing = self.missing()
+    def compute(self, forward: Forward, but: int | None = None) -> None:
+        """Fill the missing shards, ``but`` one, each rank its own. For all ranks."""
+        missing = [shard for shard in self.missing() if shard != but]
         passes = [sum(len(self.plan.batches[s]) for s in missing[r :: self.world.size]) for r in range(self.world.size)]
         self._fill(self.world.share(missing), forward)
         # A sharded model computes in all ranks or in none.
@@ -63,16 +63,26 @@ class ReferenceShards:
                 pairs = [self.pairs[i] for i in microbatch]
                 ids += [pair.id for pair in pairs]
                 rows.append(forward(pairs).cpu())
-            values = torch.cat(rows)
-            table = pa.table([ids, values[:, 0].numpy(), values[:, 1].numpy()], schema=SCHEMA)
-            sink = io.BytesIO()
-            pq.write_table(table, sink, compression="zstd")
-            create_once(self._files[shard], sink.getvalue())
+            self._write(shard, ids, torch.cat(rows))
 
-    def read(self) -> Tensor:
-        """[pairs, 2] in the order of ``pairs``. Raises StoreError where a shard is damaged or of other pairs."""
+    def keep(self, shard: int, values: Tensor) -> None:
+        """Write a shard whose log-probs came from elsewhere; ``values`` [pairs, 2] are as ``read`` returns them."""
+        order = [i for microbatch in self.plan.batches[shard] for i in microbatch]
+        self._write(shard, [self.pairs[i].id for i in order], values[order])
+
+    def _write(self, shard: int, ids: Sequence[str], values: Tensor) -> None:
+        table = pa.table([ids, values[:, 0].numpy(), values[:, 1].numpy()], schema=SCHEMA)
+        sink = io.BytesIO()
+        pq.write_table(table, sink, compression="zstd")
+        create_once(self._files[shard], sink.getvalue())
+
+    def read(self, but: int | None = None) -> Tensor:
+        """[pairs, 2] in the order of ``pairs``, NaN for those of the shard ``but`` where that is not there yet. Raises StoreError
+        where a shard is damaged or of other pairs."""
         out = torch.full((len(self.pairs), 2), float("nan"))
-        for file, batch in zip(self._files, self.plan.batches, strict=True):
+        for shard, (file, batch) in enumerate(zip(self._files, self.plan.batches, strict=True)):
+            if shard == but and not file.exists():
+                continue
             order = [i for microbatch in batch for i in microbatch]
             try:
                 table = pq.read_table(file, schema=SCHEMA)

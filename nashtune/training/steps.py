@@ -31,11 +31,12 @@ class Steps:
         self.objective, self.settings = job.objective.row, job.objective.settings
 
     def take(self, step: int, trainee: Trainee, optimizer: Optimizer, references: Mapping[str, Tensor]) -> StepMetrics:
-        """One optimizer step (``step`` counts from 0). Refused, weights untouched, where a number is not finite. For all
-        ranks: each computes its share of the micro-batches, and all come to the same metrics, or the same refusal."""
+        """One optimizer step (``step`` counts from 0). In the first one, reference log-probs [pairs, 2] that are NaN are filled
+        in with the policy's, which is then still the reference. Refused, weights untouched, where a number is not finite. For
+        all ranks: each computes its share of the micro-batches, and all come to the same metrics, or the same refusal."""
         started = time.perf_counter()
         batch = self.plan.batches[self.plan.order[step]]
-        rows = self._backward(batch, trainee, references)
+        rows = self._backward(batch, trainee, references, first=step == 0)
         if not all(math.isfinite(row["loss"]) for row in rows):
             self._refuse(step, "the loss", rows)
         if step == 0 and self._starts_at_zero():
@@ -60,14 +61,14 @@ class Steps:
         )
 
     def _backward(
-        self, batch: Sequence[Sequence[int]], trainee: Trainee, references: Mapping[str, Tensor]
+        self, batch: Sequence[Sequence[int]], trainee: Trainee, references: Mapping[str, Tensor], *, first: bool
     ) -> list[dict[str, Any]]:
         """Gradients of the batch's mean loss; returns the terms of all its pairs, whoever computed them."""
         size, ranks = sum(map(len, batch)), self.world.size
         rows: list[dict[str, Any]] = []
         mine = self.world.share(batch)
         for microbatch in mine:
-            rows += self._add_gradients(microbatch, size / ranks, trainee, references)
+            rows += self._add_gradients(microbatch, size / ranks, trainee, references, first)
         if len(mine) < -(-len(batch) // ranks):
             # Every rank has to take part in gathering weights and summing gradients: a pass that adds nothing.
             idle = shortest([self.job.pairs[i] for microbatch in batch for i in microbatch])
@@ -75,7 +76,7 @@ class Steps:
         return [row for rank_rows in self.world.gather(rows) for row in rank_rows]
 
     def _add_gradients(
-        self, microbatch: Sequence[int], size: float, trainee: Trainee, references: Mapping[str, Tensor]
+        self, microbatch: Sequence[int], size: float, trainee: Trainee, references: Mapping[str, Tensor], first: bool
     ) -> list[dict[str, Any]]:
         """Those of a micro-batch's summed losses over ``size``; returns the pairs' terms.
 
@@ -83,8 +84,13 @@ class Steps:
         nodes lie scattered among its own, and would keep a CPU's heap from reusing their place.
         """
         pairs = [self.job.pairs[i] for i in microbatch]
-        stored = {name: values[list(microbatch)].to(trainee.model.device) for name, values in references.items()}
-        losses, terms = self._losses(trainee.forward(pairs, self.objective.sides), stored, pairs)
+        places = list(microbatch)
+        logprobs = trainee.forward(pairs, self.objective.sides)
+        for values in references.values():
+            if first and values[places].isnan().any():  # the policy's own, which nothing has changed yet
+                values[places] = logprobs.detach().float().cpu()
+        stored = {name: values[places].to(logprobs.device) for name, values in references.items()}
+        losses, terms = self._losses(logprobs, stored, pairs)
         # FSDP2 averages the ranks' gradients; their sum is meant.
         (losses.sum() / size).backward()
         return terms

@@ -12,7 +12,7 @@ from nashtune.model.allocator import freed_memory_kept, give_back_memory
 from nashtune.model.loading import fingerprint
 from nashtune.records import Policy
 from nashtune.store.files import write_atomic, write_json
-from nashtune.training.checkpoint import last_checkpoint, remove_checkpoints, save_checkpoint
+from nashtune.training.checkpoint import Checkpoint, last_checkpoint, remove_checkpoints, save_checkpoint
 from nashtune.training.head_start import HeadStart, adapter_seed, plan_of, reference_folder
 from nashtune.training.job import StepMetrics, TrainJob, TrainResult, check_pairs, finished, mean
 from nashtune.training.logprobs import check_fits
@@ -91,21 +91,27 @@ class _Training:
                 give_back_memory()
         trainee = self._load()
         check_fits(trainee.model, ((f"pair {p.id}", p.answers(self.sides)) for p in job.pairs))
-        for name, policy_shards in shards.items():
-            if job.is_policy(name):
-                with freed_memory_kept():
-                    policy_shards.compute(trainee.forward)
-        references = {name: policy_shards.read() for name, policy_shards in shards.items()}
+        # The first step's forward pass is the policy's as it was: what it computes are reference log-probs too.
+        checkpoint = self.world.agree(lambda: last_checkpoint(job.folder, self.key))
+        first = self.plan.order[0] if checkpoint is None and self.world.size == 1 else None
+        own = {name: policy_shards for name, policy_shards in shards.items() if job.is_policy(name)}
+        for policy_shards in own.values():
+            with freed_memory_kept():
+                policy_shards.compute(trainee.forward, but=first)
+        references = {name: found.read(but=first if name in own else None) for name, found in shards.items()}
         reference_seconds = time.perf_counter() - started if shards else 0.0
 
         optimizer = Optimizer(trainee.parameters, trainee.masters, job.train, trainee.copies)
-        self._resume(optimizer)
+        self._resume(optimizer, checkpoint)
         steps = Steps(job, self.plan, self.world)
         with (
             freed_memory_kept()
         ):  # what lives through all steps was allocated before: it lies apart and leaves no holes
             for step in range(len(self.history), self.plan.steps):
                 metrics = steps.take(step, trainee, optimizer, references)
+                if step == 0 and first is not None:
+                    for name, policy_shards in own.items():
+                        policy_shards.keep(first, references[name])
                 self._record(metrics, optimizer)
                 if on_step is not None:
                     on_step(metrics)
@@ -134,8 +140,7 @@ class _Training:
         folder = reference_folder(self.job, self.job.references[reference], self.world.size)
         return ReferenceShards(folder, self.job.pairs, self.plan, self.world)
 
-    def _resume(self, optimizer: Optimizer) -> None:
-        checkpoint = self.world.agree(lambda: last_checkpoint(self.job.folder, self.key))
+    def _resume(self, optimizer: Optimizer, checkpoint: Checkpoint | None) -> None:
         if checkpoint is not None:
             checkpoint.restore(optimizer)
             self.history = [StepMetrics(**row) for row in checkpoint.metrics]
