@@ -27,7 +27,9 @@ class Alternative:
 def judging_with(estimator: Estimator, name: str, oracle: settings.Oracle) -> Alternative:
     """All judging of the run by another oracle; what was measured of this recipe's judge corrects its own kind only."""
     same = oracle.kind == estimator.recipe.oracle.kind
-    other = Estimator(estimator.recipe.model_copy(update={"oracle": oracle}), estimator.work, estimator.lengths, estimator.measured)
+    other = Estimator(
+        estimator.recipe.model_copy(update={"oracle": oracle}), estimator.work, estimator.lengths, estimator.measured
+    )
     other.student, other.teacher = estimator.student, estimator.teacher
     other.correction = estimator.correction if same else Factors(prompt=estimator.correction.prompt)
     rows = [row for row in other.rows() if row.model and (row.stage.endswith("judge") or _pools(estimator.recipe, row))]

@@ -11,7 +11,9 @@ from nashtune.planning.hardware import Gpu, find_gpu
 
 MTBF_HOURS = 6_300.0
 """Hours between unexpected failures of an 8-GPU node."""
-MTBF_SOURCE = "419 unexpected interruptions in 54 days on 16,384 H100 in nodes of 8 (The Llama 3 Herd of Models, 2407.21783)"
+MTBF_SOURCE = (
+    "419 unexpected interruptions in 54 days on 16,384 H100 in nodes of 8 (The Llama 3 Herd of Models, 2407.21783)"
+)
 REPLACE_MINUTES = 10.0
 MOST_TRIALS = 1_000
 
@@ -72,11 +74,15 @@ class Cluster:
         if self.gpus is None:
             raise PlanError(f"--gpu {self.gpu} without --gpus; accepted: the number of GPUs in each node")
         if self.train_gpus is not None and self.train_gpus > self.total_gpus:
-            raise PlanError(f"--train-gpus {self.train_gpus}; accepted: at most the {self.total_gpus} GPUs of all nodes")
+            raise PlanError(
+                f"--train-gpus {self.train_gpus}; accepted: at most the {self.total_gpus} GPUs of all nodes"
+            )
         if (self.judge_gpus is None) != (self.judge_parameters is None):
             raise PlanError("--judge-gpus and --judge-parameters (billions of weights) go together; one is missing")
         if self.judge_gpus is not None and (self.judge_tpm is not None or self.judge_rpm is not None):
-            raise PlanError("--judge-gpus: a judge of your own has no --judge-tpm or --judge-rpm; accepted: one or the other")
+            raise PlanError(
+                "--judge-gpus: a judge of your own has no --judge-tpm or --judge-rpm; accepted: one or the other"
+            )
 
     def _refuse_without_gpu(self) -> None:
         for name in ("gpus", "train_gpus", "price", "parameters", "sampling_rate", "training_rate", "judge_gpus"):

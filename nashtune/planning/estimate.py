@@ -341,4 +341,3 @@ def _paid_row(t: int, stage: str, items: int, bills: list[Bill], seconds: float 
         usd_worst=worst,
         seconds=seconds,
     )
-

@@ -37,11 +37,15 @@ VLLM_A100 = Rate(
     3_363, 7.6e9, "vLLM, R1-Distill-Qwen-7B (7.6B weights), one A100-80GB, morphllm.com/vllm-benchmarks (April 2026)"
 )
 VLLM_H100 = Rate(
-    2 * 3_363, 7.6e9, "twice the A100's, as Lambda's vllm-benchmark (LambdaLabsML/vllm-benchmark) found of 7B to 405B models"
+    2 * 3_363,
+    7.6e9,
+    "twice the A100's, as Lambda's vllm-benchmark (LambdaLabsML/vllm-benchmark) found of 7B to 405B models",
 )
 FSDP_A100 = Rate(3_700, 6.7e9, "FSDP, Llama-2-7B (6.7B weights), 128 A100, research.ibm.com/blog/pytorch-fsdp (2024)")
 FSDP_H100 = Rate(
-    5_605, 8.0e9, "FSDP without compile, Llama-3.1-8B, 128 H100, pytorch/torchtitan benchmarks/llama3_h100_202412 (2024)"
+    5_605,
+    8.0e9,
+    "FSDP without compile, Llama-3.1-8B, 128 H100, pytorch/torchtitan benchmarks/llama3_h100_202412 (2024)",
 )
 
 GPUS = {
@@ -90,7 +94,7 @@ def price(gpu: Gpu, given: float | None) -> Figure:
 def _rate(stage: str, gpu: Gpu, parameters: float, given: float | None) -> Figure:
     """A published rate times (its model's weights / this model's), as a token's FLOPs go with the weights; a type without one
     takes the reference type's, scaled by what the stage is bound by: sampling reads memory, training multiplies matrices."""
-    name, unit = f"{stage} on a {gpu.name}", "tokens/s"
+    name, unit = f"{stage} on one {gpu.name}", "tokens/s"
     if given is not None:
         return Figure(name, given, unit, "given", f"--{stage}-rate")
     known: Rate | None = getattr(gpu, stage)
@@ -106,5 +110,7 @@ def _rate(stage: str, gpu: Gpu, parameters: float, given: float | None) -> Figur
     size = known.parameters / parameters
     scaled: Origin = "published" if origin == "published" and abs(size - 1) < 0.02 else "derived"
     if abs(size - 1) >= 0.02:
-        how += f", times {size:.3g} (FLOPs of a token: {known.parameters / 1e9:g}B weights against {parameters / 1e9:g}B)"
+        how += (
+            f", times {size:.3g} (FLOPs of a token: {known.parameters / 1e9:g}B weights against {parameters / 1e9:g}B)"
+        )
     return Figure(name, known.tokens * factor * size, unit, scaled, f"{known.tokens:,.0f}: {known.source}{how}")

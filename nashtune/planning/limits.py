@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from nashtune.errors import PlanError
+from nashtune.judging.prices import FREE, find_price
 from nashtune.planning.cluster import Cluster
 from nashtune.planning.estimate import Row
 from nashtune.planning.figures import Figure
@@ -38,6 +40,21 @@ class Limits:
     def __init__(self, cluster: Cluster, gpu: Gpu | None, engines: Sequence[EngineSection], teachers: Sequence[str]):
         self.cluster, self.gpu, self.teachers = cluster, gpu, teachers
         self.engines = {engine.model: engine for engine in reversed(engines)}
+        self._refuse_what_nobody_reads()
+
+    def _refuse_what_nobody_reads(self) -> None:
+        cluster = self.cluster
+        judges = [engine for name, engine in self.engines.items() if name not in self.teachers]
+        if not self.engines and (cluster.judge_tpm or cluster.judge_rpm):
+            raise PlanError("--judge-tpm or --judge-rpm: no model of this recipe is served; accepted: neither of them")
+        if cluster.judge_gpus is None:
+            return
+        if not judges:
+            raise PlanError("--judge-gpus: no judge of this recipe is a served model; accepted: a recipe with one")
+        if paid := [engine.model for engine in judges if find_price(engine) != FREE]:
+            raise PlanError(
+                f"--judge-gpus: {paid[0]} is paid by the token; accepted: engine.price: free, as a judge on GPUs of your own is"
+            )
 
     def pace(self, rows: Sequence[Row]) -> Pace:
         """Of the rows of one stage, one for each model. All of a set's calls go at once, so that the slowest limit counts."""
@@ -61,11 +78,17 @@ class Limits:
             tpm = self.cluster.judge_tpm or engine.tokens_per_minute
             rpm = self.cluster.judge_rpm or engine.requests_per_minute
             if tpm:
-                found[f"tokens a minute of {row.model}"] = 60 * (row.prompt_tokens + row.completion_tokens) / items / tpm
+                found[f"tokens a minute of {row.model}"] = (
+                    60 * (row.prompt_tokens + row.completion_tokens) / items / tpm
+                )
             if rpm:
                 found[f"requests a minute of {row.model}"] = 60 * calls / rpm
         binding = max(found, key=lambda name: found[name])
         return Pace(found[binding], latency, binding)
+
+    def serves(self, rows: Sequence[Row]) -> bool:
+        """Whether GPUs of one's own answer any of the calls."""
+        return self.cluster.judge_gpus is not None and any(r.model and r.model not in self.teachers for r in rows)
 
     def _own(self, row: Row) -> float:
         """Seconds of all judge GPUs for a row's calls: reading at a share of the FLOP/s, writing at the sampling rate."""
@@ -73,10 +96,13 @@ class Limits:
         return (row.prompt_tokens / read + row.completion_tokens / write) / gpus
 
     def _judge_rates(self) -> tuple[int, float, float]:
-        assert self.gpu is not None and self.cluster.judge_gpus and self.cluster.judge_parameters
-        weights = self.cluster.judge_parameters * 1e9
+        gpus, billions = self.cluster.judge_gpus, self.cluster.judge_parameters
+        assert self.gpu is not None
+        assert gpus is not None
+        assert billions is not None
+        weights = billions * 1e9
         write = sampling_rate(self.gpu, weights, None).value
-        return self.cluster.judge_gpus, PREFILL_SHARE * self.gpu.flops / (2 * weights), write
+        return gpus, PREFILL_SHARE * self.gpu.flops / (2 * weights), write
 
     def figures(self) -> list[Figure]:
         """What the paces rest on."""
@@ -89,9 +115,13 @@ class Limits:
             if self.cluster.judge_gpus is not None and name not in self.teachers:
                 continue
             if engine.batch:
-                found.append(Figure(f"batches of {name}", BATCH_HOURS, "hours", "assumed", "what batch APIs promise at most"))
+                found.append(
+                    Figure(f"batches of {name}", BATCH_HOURS, "hours", "assumed", "what batch APIs promise at most")
+                )
                 continue
-            found.append(Figure(f"requests in flight to {name}", engine.concurrency, "", "recipe", "engine.concurrency"))
+            found.append(
+                Figure(f"requests in flight to {name}", engine.concurrency, "", "recipe", "engine.concurrency")
+            )
             for option, key, given, written in (
                 ("tpm", "tokens_per_minute", self.cluster.judge_tpm, engine.tokens_per_minute),
                 ("rpm", "requests_per_minute", self.cluster.judge_rpm, engine.requests_per_minute),

@@ -40,6 +40,8 @@ class Rates(Protocol):
     load_sampler: float
     load_scorer: float
     spread: float
+    anew: bool
+    """Engines are made anew, and load, for each stage: their GPUs are given back between stages."""
     figures: list[Figure]
 
     def unit(self, prompts: int, n: int, models: int) -> float:
@@ -63,6 +65,7 @@ class HereRates:
     """Machines like this one, by a calibration. Training is one process on one machine, whatever the nodes."""
 
     spread = 0.0
+    anew = False
 
     def __init__(self, recipe: Recipe, times: Times):
         self.recipe, self.times = recipe, times
@@ -102,6 +105,7 @@ class RunRates:
     """Machines like the one that an earlier run of this recipe ran on, by its stage records; loading is in its rates."""
 
     load_sampler = load_scorer = spread = 0.0
+    anew = False
 
     def __init__(self, recipe: Recipe, measured: Measured, answer_tokens: float):
         if measured.sampling_rate is None or measured.training_rate is None:
@@ -149,7 +153,7 @@ class GpuRates:
         self.engine_gpus = engine_gpus(recipe)
         self.train_gpus = cluster.train_gpus or cluster.total_gpus
         self.train_nodes = -(-self.train_gpus // (cluster.gpus or 1))
-        self.spread = SPREAD
+        self.spread, self.anew = SPREAD, True
         sampling = sampling_rate(gpu, size.parameters, cluster.sampling_rate)
         training = training_rate(gpu, size.parameters, cluster.training_rate)
         if times is not None and gpu.name.split("-")[0] in times.machine:
@@ -238,8 +242,8 @@ class GpuRates:
         state = 2 if train.lora else 8 + (2 if train.optimizer == "adamw_8bit" else 8)
         if state * self.parameters > room * self.train_gpus:
             raise PlanError(
-                f"training {self.parameters / 1e9:g}B weights takes {state * self.parameters / 1e9:,.0f} GB for weights, gradients "
-                f"and moments, which {self.train_gpus} {gpu.name} do not hold (activations left "
+                f"training {self.parameters / 1e9:g}B weights takes {state * self.parameters / 1e9:,.0f} GB for weights, "
+                f"gradients and moments, which {self.train_gpus} {gpu.name} do not hold (activations left "
                 f"{100 * (1 - IN_MEMORY):.0f} %); accepted: at least {-(-state * self.parameters // room):.0f} training GPUs, "
                 "train.lora, or a larger GPU"
             )

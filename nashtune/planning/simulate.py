@@ -282,4 +282,6 @@ def play(stages: Sequence[Work], machines: Machines, seed: str) -> list[Outcome]
                 found.append(call(work, found[-1] if found and work.alongside else None))
             case Training():
                 found.append(train(work, machines, draw))
+        if number:
+            found[number - 1].commits = ()  # needed by the next stage alone
     return found

@@ -76,7 +76,9 @@ def _resized(recipe: Recipe, run_folder: Path, lengths: Lengths, prompts: int) -
         found = read_work(whole, run_folder, lengths)
     each, rest = divmod(prompts, recipe.iterations)
     parts = tuple(each + (n < rest) for n in range(recipe.iterations))
-    return replace(found, parts=parts, how=f"{prompts:,} prompts in {recipe.iterations} parts as --prompts says; {found.how}")
+    return replace(
+        found, parts=parts, how=f"{prompts:,} prompts in {recipe.iterations} parts as --prompts says; {found.how}"
+    )
 
 
 def _begun(folder: Path, iterations: int) -> Work | None:

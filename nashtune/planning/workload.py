@@ -27,6 +27,8 @@ class Stage:
     iteration: int
     work: Work
     usd: float = 0.0
+    own_judge: bool = False
+    """Judged on GPUs that serve a judge of one's own."""
 
     @property
     def name(self) -> str:
@@ -73,10 +75,11 @@ class Workload:
         elif row.tokens:
             models = 2 if name == "sample" and self.recipe.sampling.mixture and t > 1 else 1
             n = round(row.tokens / (row.items * self.estimator.student.tokens)) if row.items else 0
-            load = models * self.rates.load_sampler if self.estimator.loads(t, name) else 0.0
+            loads = self.rates.anew or self.estimator.loads(t, name)
+            load = models * self.rates.load_sampler if loads else 0.0
             yield Stage(t, self._units(name, row.items, lambda p: self.rates.unit(p, n, models), load))
         else:
-            yield Stage(t, self._calls(t, name, rows), usd)
+            yield Stage(t, self._calls(t, name, rows), usd, self.limits.serves(rows))
 
     def _units(self, name: str, prompts: int, seconds: Callable[[int], float], load: float) -> Units:
         size = self.recipe.sampling.unit_prompts
@@ -135,4 +138,3 @@ def with_barriers(stages: Sequence[Stage]) -> list[Stage]:
         replace(stage, work=replace(stage.work, alongside=False)) if isinstance(stage.work, Calls) else stage
         for stage in stages
     ]
-
