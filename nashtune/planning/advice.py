@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from nashtune.planning.cluster import Cluster
 from nashtune.planning.played import Row, Total
-from nashtune.planning.simulate import Training, Units
+from nashtune.planning.simulate import Machines, Training, Units
 from nashtune.planning.workload import Stage
 from nashtune.recipe import Recipe
 
@@ -27,10 +27,11 @@ def advise(
     total: Total,
     barriers: Total,
     doubled: Total | None,
-    engines: int,
+    machines: Machines,
+    step: tuple[float, float],
 ) -> list[str]:
     """One sentence each."""
-    found = [*_unit_size(recipe, stages, engines), _bottleneck(rows, total)]
+    found = [*_unit_size(recipe, stages, machines.nodes * machines.engines), _bottleneck(rows, total)]
     if doubled is None:
         found.append("twice the nodes: not possible, a node would fail before anything is done")
     else:
@@ -48,7 +49,7 @@ def advise(
         found.append(
             "scale.overlap is false: every stage waits for the one before it; true lets the judge begin with the first unit"
         )
-    return [*found, *_gpus(recipe, cluster, stages, rows)]
+    return [*found, *_checkpoints(recipe, stages, rows, machines), *_gpus(recipe, cluster, stages, rows, step)]
 
 
 def _unit_size(recipe: Recipe, stages: Sequence[Stage], engines: int) -> Iterator[str]:
@@ -91,7 +92,26 @@ def _bottleneck(rows: Sequence[Row], total: Total) -> str:
     return f"{said}, held up by: {max(limits, key=lambda name: limits[name])}"
 
 
-def _gpus(recipe: Recipe, cluster: Cluster, stages: Sequence[Stage], rows: Sequence[Row]) -> Iterator[str]:
+def _checkpoints(recipe: Recipe, stages: Sequence[Stage], rows: Sequence[Row], machines: Machines) -> Iterator[str]:
+    """By Young (1974): work between checkpoints for the square root of twice a checkpoint's time by the time between failures."""
+    trained = [row for row in rows if row.kind == "training"]
+    held, lost = math.fsum(row.gpu_hours for row in trained), math.fsum(row.lost for row in trained)
+    works = [stage.work for stage in stages if isinstance(stage.work, Training)]
+    if not works or lost <= WORTH_SAYING * held:
+        return
+    work = works[-1]
+    best = math.sqrt(2 * work.checkpoint * machines.mtbf / work.nodes)
+    steps = max(1, round(recipe.train.checkpoint_steps * best / work.interval))
+    if steps < recipe.train.checkpoint_steps:
+        yield (
+            f"checkpoints: {100 * lost / held:.0f} % of training is done again after failures; train.checkpoint_steps={steps} "
+            f"({_seconds(best)} of work between them) would lose least (Young 1974)"
+        )
+
+
+def _gpus(
+    recipe: Recipe, cluster: Cluster, stages: Sequence[Stage], rows: Sequence[Row], step: tuple[float, float]
+) -> Iterator[str]:
     if cluster.gpu is None:
         return
     train = cluster.train_gpus or cluster.total_gpus
@@ -99,6 +119,12 @@ def _gpus(recipe: Recipe, cluster: Cluster, stages: Sequence[Stage], rows: Seque
         yield (
             f"training: {train} GPUs for batches of {recipe.train.batch_size} pairs leave {train - recipe.train.batch_size} "
             f"without a pair; --train-gpus {recipe.train.batch_size} or fewer trains as fast for less"
+        )
+    compute, exchange = step
+    if exchange > compute and any(isinstance(stage.work, Training) for stage in stages):
+        yield (
+            f"training: a step of {train} GPUs computes for {_seconds(compute)} and exchanges weights for {_seconds(exchange)}: "
+            "fewer --train-gpus, or a larger train.batch_size, use them better"
         )
     waiting = math.fsum(row.hours for row in rows if row.kind == "judging" and not row.gpu_hours)
     if waiting and not cluster.keep_gpus:

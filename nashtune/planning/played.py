@@ -39,6 +39,17 @@ class Costs:
         beside = before.seconds if work.alongside and before is not None else 0.0
         return nodes + (self.judge_gpus * (outcome.seconds + beside) if stage.own_judge else 0.0)
 
+    def unused(self, stage: Stage, outcome: Outcome, before: Outcome | None) -> float:
+        """GPU-seconds of those held in which a GPU had nothing to do, the engines' own idle time left out."""
+        work = stage.work
+        if isinstance(work, Units):
+            return 0.0
+        if isinstance(work, Training):
+            return outcome.seconds * (self.gpus - self.train_gpus) if self.keep else 0.0
+        beside = before.seconds if work.alongside and before is not None else 0.0
+        serving = max(0.0, outcome.seconds + beside - outcome.judging) if stage.own_judge else 0.0
+        return outcome.waiting * self.gpus * self.keep + serving * self.judge_gpus
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -104,11 +115,12 @@ def rows_of(stages: Sequence[Stage], played: Sequence[Sequence[Outcome]], costs:
         trials = [trial[number] for trial in played]
         before = [trial[number - 1] if number else None for trial in played]
         held = fmean(costs.held(stage, one, last) for one, last in zip(trials, before, strict=True))
-        found.append(_row(stage, trials, held, costs))
+        unused = fmean(costs.unused(stage, one, last) for one, last in zip(trials, before, strict=True))
+        found.append(_row(stage, trials, held, unused, costs))
     return found
 
 
-def _row(stage: Stage, trials: Sequence[Outcome], held: float, costs: Costs) -> Row:
+def _row(stage: Stage, trials: Sequence[Outcome], held: float, unused: float, costs: Costs) -> Row:
     work = stage.work
 
     def mean(name: str) -> float:
@@ -116,7 +128,6 @@ def _row(stage: Stage, trials: Sequence[Outcome], held: float, costs: Costs) -> 
 
     # Sums over engines of a stage of units, over the whole group of training.
     each = costs.trained_by if isinstance(work, Training) else costs.engine_gpus
-    kept_idle = mean("waiting") * costs.gpus if costs.keep else 0.0
     seconds = (
         mean("seconds") * costs.trained_by if isinstance(work, Training) else fmean(_engine_seconds(o) for o in trials)
     )
@@ -129,7 +140,7 @@ def _row(stage: Stage, trials: Sequence[Outcome], held: float, costs: Costs) -> 
         lost=each * mean("lost") / 3600,
         loading=each * mean("loading") / 3600,
         down=each * mean("down") / 3600,
-        idle=(each * mean("idle") + kept_idle) / 3600,
+        idle=(each * mean("idle") + unused) / 3600,
         redone_units=mean("redone"),
         failures=mean("failures"),
         judge_hours=mean("judging") / 3600,

@@ -60,6 +60,10 @@ class Rates(Protocol):
         """``pairs`` new and replayed ones, in every epoch of the recipe."""
         ...
 
+    def step(self, pair_tokens: float) -> tuple[float, float]:
+        """Seconds of an optimizer step: computing, and exchanging weights behind it."""
+        ...
+
 
 class HereRates:
     """Machines like this one, by a calibration. Training is one process on one machine, whatever the nodes."""
@@ -100,6 +104,9 @@ class HereRates:
         # What was measured does not part loading from saving: a failure pays for both.
         return Training(name, seconds, times.train_fixed, 0.0, interval or 1.0, 0.0, 1)
 
+    def step(self, pair_tokens: float) -> tuple[float, float]:
+        return self.recipe.train.batch_size * self.times.train_pair, 0.0
+
 
 class RunRates:
     """Machines like the one that an earlier run of this recipe ran on, by its stage records; loading is in its rates."""
@@ -132,6 +139,9 @@ class RunRates:
         train = self.recipe.train
         interval = train.checkpoint_steps * train.batch_size * pair_tokens / self.trained
         return Training(name, pairs * train.epochs * pair_tokens / self.trained, 0.0, 0.0, interval, 0.0, 1)
+
+    def step(self, pair_tokens: float) -> tuple[float, float]:
+        return self.recipe.train.batch_size * pair_tokens / self.trained, 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,13 +211,16 @@ class GpuRates:
 
     def training(self, name: str, pairs: float, pair_tokens: float, references: int) -> Training:
         train = self.recipe.train
-        each = self.trained / (RECOMPUTE if train.gradient_checkpointing else 1)
-        step = max(self._pairs_each() * pair_tokens / each, self._exchange())
+        step = max(self.step(pair_tokens))
         forward = references * pairs * pair_tokens / (3 * self.trained * self.train_gpus)
         seconds = forward + train.epochs * pairs / train.batch_size * step
         load = ENGINE_START + 4 * self.parameters / READ_RATE
         save = (2 if train.save_dtype == "bfloat16" else 4) * self.parameters / READ_RATE
         return Training(name, seconds, load, save, train.checkpoint_steps * step, self._checkpoint(), self.train_nodes)
+
+    def step(self, pair_tokens: float) -> tuple[float, float]:
+        each = self.trained / (RECOMPUTE if self.recipe.train.gradient_checkpointing else 1)
+        return self._pairs_each() * pair_tokens / each, self._exchange()
 
     def _pairs_each(self) -> int:
         return -(-self.recipe.train.batch_size // self.train_gpus)

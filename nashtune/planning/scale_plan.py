@@ -104,7 +104,7 @@ def make_scale_plan(
     flat = setting.play(cluster, with_barriers(stages), trials)
     barriers = total_of(rows_of(with_barriers(stages), flat, setting.costs(cluster)), flat)
     doubled = setting.doubled(trials)
-    machines = setting.machines(cluster)
+    machines, step = setting.machines(cluster), setting.rates.step(setting.estimator.pair_tokens)
     return ScalePlan(
         name=recipe.name,
         machines=setting.describe(),
@@ -118,7 +118,7 @@ def make_scale_plan(
         assumptions=setting.figures(trials),
         notes=setting.estimator.assumptions(),
         budget=budget_of(recipe, setting.estimator.rows(), spending(recipe, setting.folder)),
-        advice=advise(recipe, cluster, stages, rows, total, barriers, doubled, machines.nodes * machines.engines),
+        advice=advise(recipe, cluster, stages, rows, total, barriers, doubled, machines, step),
     )
 
 

@@ -18,7 +18,7 @@ from nashtune.errors import PlanError
 MOST_UNITS = 1_000_000
 """Units of one stage that are simulated; a scheduler would have trouble with more, too."""
 MOST_FAILURES = 8.0
-"""Failures expected in one unit, or between two checkpoints, beyond which nothing would ever be done."""
+"""Failures expected in loading and one unit, or between two checkpoints, beyond which nothing would ever be done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,10 +112,10 @@ def sample(units: Units, machines: Machines, draw: random.Random) -> Outcome:
             f"{units.name}: {units.number:,} work units; accepted: at most {MOST_UNITS:,} in a stage, by a larger "
             "sampling.unit_prompts"
         )
-    if units.seconds / machines.mtbf > MOST_FAILURES:
+    if (units.load + units.seconds) / machines.mtbf > MOST_FAILURES:
         raise PlanError(
-            f"{units.name}: a unit of {units.seconds:,.0f} s where a node fails every {machines.mtbf:,.0f} s would never end; "
-            "accepted: a smaller sampling.unit_prompts, or a longer --mtbf"
+            f"{units.name}: {units.load:,.0f} s of loading and a unit of {units.seconds:,.0f} s, where a node fails every "
+            f"{machines.mtbf:,.2g} s, would never end; accepted: a smaller sampling.unit_prompts, or a longer --mtbf"
         )
     return _Stage(units, machines, draw).play()
 
