@@ -355,7 +355,7 @@ REFUSED = {
     "probe": ([*G8, "--probe", "4"], "--probe"),
     "few prompts": ([*G8, "--prompts", "1"], "--prompts 1"),
     "too many runs": ([*G8, "--trials", "1001"], "--trials 1001"),
-    "too large to train": ([*G8, "--parameters", "70"], "training GPUs"),
+    "too large to train": ([*G8, "--parameters", "30", "--train-gpus", "2"], "training GPUs"),
     "too large to sample": ([*G8, "--parameters", "400"], "sampling.vllm.tensor_parallel"),
     "failing always": ([*G8, "--mtbf", "0.0001"], "would never end"),
     "too many units": ([*G8, "--prompts", "100000000"], "sampling.unit_prompts"),

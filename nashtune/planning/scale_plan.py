@@ -13,7 +13,7 @@ from nashtune.planning.advice import advise
 from nashtune.planning.budget import Budget, budget_of, spending
 from nashtune.planning.calibration import as_measured, calibrate
 from nashtune.planning.closed_form import least_seconds
-from nashtune.planning.cluster import Cluster
+from nashtune.planning.cluster import REPLACE_MINUTES, Cluster
 from nashtune.planning.estimate import Estimator
 from nashtune.planning.figures import Figure
 from nashtune.planning.hardware import price
@@ -210,19 +210,16 @@ class _Setting:
         found = list(self.rates.figures)
         if gpu is not None:
             found.append(price(gpu, cluster.price))
-            how = (
-                "--keep-gpus: held"
-                if cluster.keep_gpus
-                else "released while only a judge or teacher works (no --keep-gpus)"
-            )
-            found.append(
-                Figure("GPUs paid for while others work", float(cluster.keep_gpus), "(1 yes, 0 no)", "given", how)
-            )
+            held = "GPUs paid for while only a judge or teacher works"
+            if cluster.keep_gpus:
+                found.append(Figure(held, 1, "(yes)", "given", "--keep-gpus"))
+            else:
+                found.append(Figure(held, 0, "(no)", "assumed", "given back, and loaded anew; --keep-gpus holds them"))
         found.append(cluster.mtbf_figure())
-        how = "a lost node's successor is there"
-        found.append(
-            Figure("replacing a node", cluster.replace_minutes, "minutes", "assumed", f"{how}; --replace-minutes")
-        )
+        minutes = cluster.replace_minutes
+        usual = minutes == REPLACE_MINUTES
+        how = "until a lost node's successor is there; --replace-minutes" if usual else "--replace-minutes"
+        found.append(Figure("replacing a node", minutes, "minutes", "assumed" if usual else "given", how))
         found.append(
             Figure("prompts of a unit", self.recipe.sampling.unit_prompts, "", "recipe", "sampling.unit_prompts")
         )
