@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import random
@@ -12,6 +11,8 @@ from typing import Any
 
 import pytest
 import yaml
+from plan_table import CASES
+from plan_table import row as table_row
 from test_calibration import TIMES
 from tiny_chat import tiny_recipe
 from typer.testing import CliRunner
@@ -57,7 +58,8 @@ def settings(folder: Path, **changes: Any) -> dict[str, Any]:
 
 
 def planned(folder: Path, cluster: dict[str, Any], **changes: Any) -> ScalePlan:
-    return make_scale_plan(parse_recipe(settings(folder, **changes)), Cluster(**{"prompts": 1600} | cluster))
+    options: dict[str, Any] = {"prompts": 1600, **cluster}
+    return make_scale_plan(parse_recipe(settings(folder, **changes)), Cluster(**options))
 
 
 def hours(plan: ScalePlan, stage: str) -> float:
@@ -244,6 +246,26 @@ def test_a_batch_of_more_gpus_than_pairs_is_said_to_idle(tmp_path: Path) -> None
     assert any("exchanges weights" in line for line in plan.advice)
 
 
+def test_gpus_that_do_not_train_are_not_paid_for_meanwhile(tmp_path: Path) -> None:
+    """64 pairs over 3 GPUs: 22 on the busiest, whatever the others wait."""
+    cluster = H100 | {
+        "nodes": 1,
+        "train_gpus": 3,
+        "parameters": 1.0,
+        "training_rate": 100.0,
+        "mtbf": math.inf,
+        "price": 1.0,
+    }
+    few, kept = planned(tmp_path, cluster), planned(tmp_path, cluster | {"keep_gpus": True})
+    (first, _), (held, _) = ([r for r in plan.rows if r.stage == "train"] for plan in (few, kept))
+    step = 22 * (14 + 200) / 100
+    references = 1600 * (14 + 200) / (3 * 100 * 3)
+    assert 3600 * first.hours == pytest.approx(120 + 4 + references + 1600 / 64 * step + 4)
+    assert first.gpu_hours == pytest.approx(3 * first.hours) == pytest.approx(first.gpu_usd)
+    assert held.gpu_hours == pytest.approx(8 * first.hours)
+    assert held.idle - first.idle == pytest.approx(5 * first.hours), "five of the eight look on"
+
+
 def test_rates_of_other_sizes_and_types_are_scaled_by_their_rule() -> None:
     a100, l4 = GPUS["A100-80GB"], GPUS["L4-24GB"]
     assert a100.training is not None
@@ -388,19 +410,11 @@ def test_limits_that_nobody_reads_are_refused(tmp_path: Path) -> None:
 
 def test_the_tables_of_the_docs_can_be_made_again() -> None:
     """One run of each kind; the recipes are parsed with all others."""
-    spec = importlib.util.spec_from_file_location("plan_table", ROOT / "bench" / "plan_table.py")
-    assert spec is not None
-    assert spec.loader is not None
-    table = importlib.util.module_from_spec(spec)
-    import sys
-
-    sys.modules["plan_table"] = table
-    spec.loader.exec_module(table)
     told: dict[str, None] = {}
     docs = (ROOT / "docs" / "planning-at-scale.md").read_text()
-    cases = [case for case in table.CASES if case.recipe == "paper-600k"]
+    cases = [case for case in CASES if case.recipe == "paper-600k"]
     assert cases
-    row = table.row(cases[0], 2, told)
-    assert row.startswith(f"| {cases[0].title} |")
-    assert all(f"| {case.title} |" in docs for case in table.CASES), "docs/planning-at-scale.md shows every row"
+    line = table_row(cases[0], 2, told)
+    assert line.startswith(f"| {cases[0].title} |")
+    assert all(f"| {case.title} |" in docs for case in CASES), "docs/planning-at-scale.md shows every row"
     assert len(told) > 20
