@@ -11,6 +11,7 @@ import typer
 
 from nashtune.checks.command import judge_check
 from nashtune.commands import evaluation
+from nashtune.commands.plan import plan
 from nashtune.commands.told import told
 
 if TYPE_CHECKING:

@@ -292,6 +292,17 @@ def test_every_assumption_is_told_with_its_origin(tmp_path: Path, capsys: pytest
     assert all(line in printed for line in plan.advice)
 
 
+def test_suites_are_sampled_and_asked_at_their_judges_limits(tmp_path: Path) -> None:
+    suites = [
+        {"suite": "mt_bench", "data": "absent", "judge": ENGINE | {"model": "suite-judge", "tokens_per_minute": 1000}}
+    ]
+    plan = planned(tmp_path, H100, evaluate=suites)
+    asked = [row for row in plan.rows if row.stage == "mt_bench"]
+    assert [row.iteration for row in asked] == [0, 2]
+    assert {row.limit for row in asked} == {"tokens a minute of suite-judge"}
+    assert sum(row.stage == "mt_bench answers" and row.kind == "sampling" for row in plan.rows) == 2
+
+
 # ---- machines like this one ----------------------------------------------------------------------------------------------
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from nashtune.errors import PlanError
@@ -37,14 +37,14 @@ class Pace:
 class Limits:
     """The limits of every served model of a recipe, as the command line and the recipe say."""
 
-    def __init__(self, cluster: Cluster, gpu: Gpu | None, engines: Sequence[EngineSection], teachers: Sequence[str]):
-        self.cluster, self.gpu, self.teachers = cluster, gpu, teachers
+    def __init__(self, cluster: Cluster, gpu: Gpu | None, engines: Sequence[EngineSection], elsewhere: Collection[str]):
+        self.cluster, self.gpu, self.elsewhere = cluster, gpu, elsewhere
         self.engines = {engine.model: engine for engine in reversed(engines)}
         self._refuse_what_nobody_reads()
 
     def _refuse_what_nobody_reads(self) -> None:
         cluster = self.cluster
-        judges = [engine for name, engine in self.engines.items() if name not in self.teachers]
+        judges = [engine for name, engine in self.engines.items() if name not in self.elsewhere]
         if not self.engines and (cluster.judge_tpm or cluster.judge_rpm):
             raise PlanError("--judge-tpm or --judge-rpm: no model of this recipe is served; accepted: neither of them")
         if cluster.judge_gpus is None:
@@ -66,7 +66,7 @@ class Limits:
         for row in rows:
             engine, calls = self.engines[row.model], row.calls / items
             reply = FIRST_TOKEN + row.completion_tokens / max(row.calls, 1e-9) / REPLY_RATE
-            if self.cluster.judge_gpus is not None and row.model not in self.teachers:
+            if self.cluster.judge_gpus is not None and row.model not in self.elsewhere:
                 found[f"GPUs of {row.model}"] = self._own(row) / items
                 latency = max(latency, reply)
                 continue
@@ -88,7 +88,7 @@ class Limits:
 
     def serves(self, rows: Sequence[Row]) -> bool:
         """Whether GPUs of one's own answer any of the calls."""
-        return self.cluster.judge_gpus is not None and any(r.model and r.model not in self.teachers for r in rows)
+        return self.cluster.judge_gpus is not None and any(r.model and r.model not in self.elsewhere for r in rows)
 
     def _own(self, row: Row) -> float:
         """Seconds of all judge GPUs for a row's calls: reading at a share of the FLOP/s, writing at the sampling rate."""
@@ -112,7 +112,7 @@ class Limits:
         found.append(Figure("first token of a reply", FIRST_TOKEN, "s", "assumed", "served models"))
         found.append(Figure("one reply", REPLY_RATE, "tokens/s", "assumed", "served models"))
         for name, engine in self.engines.items():
-            if self.cluster.judge_gpus is not None and name not in self.teachers:
+            if self.cluster.judge_gpus is not None and name not in self.elsewhere:
                 continue
             if engine.batch:
                 found.append(

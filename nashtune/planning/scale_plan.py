@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nashtune.errors import PlanError
+from nashtune.judging.registry import parts_of
 from nashtune.planning.advice import advise
 from nashtune.planning.budget import Budget, budget_of, spending
 from nashtune.planning.calibration import as_measured, calibrate
@@ -171,9 +172,14 @@ class _Setting:
         return Machines(cluster.nodes, engines, 3600 * hours, 60 * cluster.replace_minutes, self.rates.spread)
 
     def limits(self, cluster: Cluster) -> Limits:
-        teacher = self.recipe.teacher
-        teachers = [teacher.engine.model] if isinstance(teacher, RemoteTeacher) else []
-        return Limits(cluster, cluster.hardware(), paid_engines(self.recipe), teachers)
+        """A judge on GPUs of one's own is the recipe's; its teacher and the judges of suites stay where they are."""
+        recipe = self.recipe
+        suites = [engine for section in recipe.evaluate for engine in section.judges]
+        judges = {engine.model for oracle in recipe.oracles for part in parts_of(oracle)
+                  if (engine := getattr(part, "engine", None)) is not None}  # fmt: skip
+        others = [*suites, recipe.teacher.engine] if isinstance(recipe.teacher, RemoteTeacher) else suites
+        elsewhere = {engine.model for engine in others} - judges
+        return Limits(cluster, cluster.hardware(), [*paid_engines(recipe), *suites], elsewhere)
 
     def stages(self, cluster: Cluster) -> list[Stage]:
         machines = self.machines(cluster)

@@ -113,10 +113,11 @@ class Workload:
         return judges_alongside(self.run, validation=name == "validate-judge")
 
     def _judge(self, name: str) -> Oracle | None:
-        """Who judges in a stage; None for a remote teacher's answers, and where nobody does."""
+        """Who of the recipe judges in a stage; None for a remote teacher's answers, suites, and where nobody does."""
         if name in ("judge", "validate-judge", "anchor-judge"):
             return self.recipe.judge(validation=name != "judge")
-        return self.recipe.oracle if isinstance(self.recipe.teacher, BestOfN) else None
+        best_of = name in ("teacher", "validate-teacher") and isinstance(self.recipe.teacher, BestOfN)
+        return self.recipe.oracle if best_of else None
 
     def _local(self, judge: Oracle) -> float:
         """Seconds of an engine for one candidate."""
