@@ -11,6 +11,7 @@ import typer
 
 from nashtune.checks.command import judge_check
 from nashtune.commands import evaluation
+from nashtune.commands.plan import plan
 from nashtune.commands.told import told
 
 if TYPE_CHECKING:
@@ -63,41 +64,7 @@ def run(
             print(f"{settings.average:<7} {name}: {done.folder / 'best'}")
 
 
-@app.command()
-def plan(
-    recipe: Annotated[Path, typer.Argument(help="A recipe file, or a run folder.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to replace, as sampling.k=3.")
-    ] = None,
-    probe: Annotated[
-        int, typer.Option(min=0, help="Really sample and judge that many prompts (4 are enough); their calls are paid.")
-    ] = 0,
-    answer_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Length of the policy's answers; measured, or half of max_new_tokens.")
-    ] = None,
-    calibrate: Annotated[
-        bool,
-        typer.Option(
-            "--calibrate", help="Measure seconds by sampling and training a little here; kept for later plans."
-        ),
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
-) -> None:
-    """What a run will take: tokens, money, time and disk, and what other judges would cost. Exit code 1 over budget."""
-    with told():
-        from nashtune.planning.plan import make_plan
-        from nashtune.planning.show import print_plan
-        from nashtune.recipe import load_recipe
-        from nashtune.run import recipe_file
-
-        settings = load_recipe(recipe_file(recipe), overrides or [])
-        folder = recipe if (recipe / "recipe.yaml").is_file() else None
-        found = make_plan(settings, folder, probe_prompts=probe, answer_tokens=answer_tokens, calibrated=calibrate)
-        if as_json:
-            print(json.dumps(found.to_dict(), allow_nan=False))
-        else:
-            print_plan(found)
-        found.budget.refuse()
+app.command("plan")(told()(plan))
 
 
 @app.command()

@@ -55,3 +55,7 @@ class GameError(NashtuneError):
 
 class EvaluationError(NashtuneError):
     """An evaluation's data or results cannot be used."""
+
+
+class PlanError(NashtuneError):
+    """A plan was asked for machines or figures that make no sense, or that nothing is known of."""

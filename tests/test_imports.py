@@ -120,6 +120,8 @@ FAST = [
     "stages.export",
     "report.html",
     "planning.plan",
+    "planning.scale_plan",
+    "planning.show_scale",
     "games.play",
     "games.show",
     "games.plot",

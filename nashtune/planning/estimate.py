@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -61,19 +60,6 @@ class Row:
     usd_worst: float = 0.0
     """What budgets reserve, in the mode the engine is set to."""
     seconds: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Alternative:
-    """All of the run's judging by another oracle with the same engine and model."""
-
-    name: str
-    calls: float
-    prompt_tokens: float
-    completion_tokens: float
-    usd_sync: float
-    usd_batch: float
-    usd_worst: float
 
 
 class Estimator:
@@ -210,11 +196,11 @@ class Estimator:
         rate, times = self.measured.sampling_rate, self.measured.times
         seconds = models * tokens / rate if rate else None
         if times is not None:
-            load = self._loads(t, stage)
+            load = self.loads(t, stage)
             seconds = times.sampling(prompts, n, self.recipe.sampling.unit_prompts, models, load=load)
         return Row(t, stage, items=prompts, tokens=tokens, seconds=seconds)
 
-    def _loads(self, t: int, stage: str) -> bool:
+    def loads(self, t: int, stage: str) -> bool:
         """Whether a stage's policy is another than the one sampled from just before: iteration 0 loads the initial policy once,
         training lets go of what was loaded, and what validation loads is sampled from in the next iteration."""
         if stage == "validate-sample":
@@ -270,8 +256,7 @@ class Estimator:
         new = work.parts[t - 1] * self.pairs_per_prompt
         replay = recipe.replay
         older = [1.0 if replay.fraction == "all" else replay.fraction * replay.decay**n for n in range(t - 1)]
-        prompt = sum(self.lengths.messages(p.messages) for p in work.sample) / len(work.sample)
-        tokens = new * (1 + sum(older)) * (prompt + 2 * self.student.tokens) * recipe.train.epochs
+        tokens = new * (1 + sum(older)) * self.pair_tokens * recipe.train.epochs
         rate, times = self.measured.training_rate, self.measured.times
         seconds = tokens / rate if rate else None
         if times is not None:
@@ -279,26 +264,21 @@ class Estimator:
             seconds = times.training(new * (1 + sum(older)), references, recipe.train.epochs)
         return Row(t, "train", items=round(new), tokens=tokens, seconds=seconds)
 
+    @cached_property
+    def prompt_tokens(self) -> float:
+        """Mean length of a prompt."""
+        return sum(self.lengths.messages(p.messages) for p in self.work.sample) / len(self.work.sample)
+
+    @property
+    def pair_tokens(self) -> float:
+        """The prompt with both answers."""
+        return self.prompt_tokens + 2 * self.student.tokens
+
     @property
     def pairs_per_prompt(self) -> float:
         if self.measured.pairs_per_prompt is not None:
             return self.measured.pairs_per_prompt
         return min(PAIRS_PER_PROMPT, self.recipe.pairs.max_per_prompt or PAIRS_PER_PROMPT)
-
-    # ---- other judges --------------------------------------------------------------------------------------------------
-
-    def judging_with(self, name: str, oracle: settings.Oracle) -> Alternative:
-        """All judging of the run by another oracle; what was measured of this recipe's judge corrects its own kind only."""
-        same = oracle.kind == self.recipe.oracle.kind
-        other = Estimator(self.recipe.model_copy(update={"oracle": oracle}), self.work, self.lengths, self.measured)
-        other.student, other.teacher = self.student, self.teacher
-        other.correction = self.correction if same else Factors(prompt=self.correction.prompt)
-        rows = [row for row in other.rows() if row.model and (row.stage.endswith("judge") or self._pools(row))]
-        names = ("calls", "prompt_tokens", "completion_tokens", "usd_sync", "usd_batch", "usd_worst")
-        return Alternative(name, *(sum(getattr(row, figure) for row in rows) for figure in names))
-
-    def _pools(self, row: Row) -> bool:
-        return isinstance(self.recipe.teacher, BestOfN) and row.stage.endswith("teacher")
 
     # ---- what it rests on ----------------------------------------------------------------------------------------------
 
@@ -361,24 +341,3 @@ def _paid_row(t: int, stage: str, items: int, bills: list[Bill], seconds: float 
         usd_worst=worst,
         seconds=seconds,
     )
-
-
-def alternatives(estimator: Estimator, engine: settings.EngineSection) -> list[Alternative]:
-    """The usual judges with ``engine``: what the paper does, and cheaper ways."""
-    rubric = settings.RubricOracle(kind="rubric", engine=engine)
-    free = settings.ScriptedOracle(kind="scripted")
-    cascade = settings.CascadeOracle(kind="cascade", cheap=free, strong=rubric, shown=3, audit=0.05)
-    compact = settings.CompactOracle(kind="compact", engine=engine)
-    unsure = {"strong": compact, "audit_oracle": rubric, "trust": 0.7, "shown": 1000}
-    named: Iterable[tuple[str, settings.Oracle]] = [
-        ("as in the recipe", estimator.recipe.oracle),
-        ("rubric, the paper's", rubric),
-        ("compact, 3 replies", compact),
-        ("compact, log-probs", settings.CompactOracle(kind="compact", engine=engine, use="logprobs")),
-        ("pairwise, both orders", settings.PairwiseOracle(kind="pairwise", engine=engine)),
-        ("cascade: free judge, rubric on 3, 5 % audited", cascade),
-        ("cascade: free judge, compact on 3, 5 % audited by rubric",
-         cascade.model_copy(update={"strong": compact, "audit_oracle": rubric})),
-        ("cascade: fitted judge, compact where it is unsure, 5 % audited by rubric", cascade.model_copy(update=unsure)),
-    ]  # fmt: skip
-    return [estimator.judging_with(name, oracle) for name, oracle in named]

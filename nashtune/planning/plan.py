@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from nashtune.judging.prices import FREE, find_price
+from nashtune.planning.alternatives import Alternative, alternatives
 from nashtune.planning.budget import Budget, budget_of, spending
 from nashtune.planning.calibration import as_measured, calibrate
 from nashtune.planning.disk import Disk, disk_of
-from nashtune.planning.estimate import Alternative, Estimator, Row, alternatives
+from nashtune.planning.estimate import Estimator, Row
 from nashtune.planning.lengths import count_parameters, local_lengths, local_policy
 from nashtune.planning.measured import earlier_run
 from nashtune.planning.probe import Probe, paid_engines, probe

@@ -46,7 +46,7 @@ class Times:
 
     def sampling(self, prompts: int, n: int, unit_prompts: int, models: int, *, load: bool) -> float:
         """Drawing ``n`` answers to each prompt, unit by unit, on all workers."""
-        costs = [models * self._unit(size, n) for size in _units(prompts, unit_prompts)]
+        costs = [models * self.unit(size, n) for size in _units(prompts, unit_prompts)]
         return self._shared(costs) + (models * self.load_sampler if load else 0.0)
 
     def scoring(self, prompts: int, n: int, unit_prompts: int) -> float:
@@ -61,7 +61,7 @@ class Times:
             busy[busy.index(min(busy))] += cost
         return max(busy)
 
-    def _unit(self, prompts: int, n: int) -> float:
+    def unit(self, prompts: int, n: int) -> float:
         rows = prompts * n
         steps = self.longest_answer + max(0.0, rows - self.slots) * self.answer_tokens / self.slots
         return self.step * steps + self.row * rows * self.answer_tokens + self.prefill * prompts * self.prompt_tokens

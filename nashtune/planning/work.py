@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nashtune.errors import PromptError
@@ -34,12 +34,15 @@ class Work:
     first: tuple[Prompt, ...] = ()
 
 
-def read_work(recipe: Recipe, run_folder: Path, lengths: Lengths) -> Work:
+def read_work(recipe: Recipe, run_folder: Path, lengths: Lengths, prompts: int | None = None) -> Work:
     """The run's own parts where it has begun; else the recipe's source, read, deduplicated and split as the run will.
+    ``prompts``: as many in all as that, whatever there are; a data set of a hub is not fetched for a plan then.
 
     Raises PromptError, naming prompts.source where it is a data set that this machine cannot reach and
     prompts.per_iteration does not say how many prompts there would be.
     """
+    if prompts is not None:
+        return _resized(recipe, run_folder, lengths, prompts)
     begun = _begun(run_folder / "prompts", recipe.iterations)
     if begun is not None:
         return begun
@@ -60,6 +63,22 @@ def read_work(recipe: Recipe, run_folder: Path, lengths: Lengths) -> Work:
     sizes = tuple(len(part) for part in split.parts)
     held = split.validation
     return Work(sizes, len(held), _spread(train), _spread(held), how, split.parts[0])
+
+
+def _resized(recipe: Recipe, run_folder: Path, lengths: Lengths, prompts: int) -> Work:
+    """In equal parts for the iterations; their texts are those at hand."""
+    section = recipe.prompts
+    if _is_out_of_reach(section.source):
+        found = _stand_in(f"prompts.source {section.source} is not fetched for a plan", section.validation.count)
+    else:
+        # Fewer than prompts.per_iteration are no reason against a plan for more of their kind.
+        whole = recipe.model_copy(update={"prompts": section.model_copy(update={"per_iteration": None})})
+        found = read_work(whole, run_folder, lengths)
+    each, rest = divmod(prompts, recipe.iterations)
+    parts = tuple(each + (n < rest) for n in range(recipe.iterations))
+    return replace(
+        found, parts=parts, how=f"{prompts:,} prompts in {recipe.iterations} parts as --prompts says; {found.how}"
+    )
 
 
 def _begun(folder: Path, iterations: int) -> Work | None:
@@ -85,13 +104,14 @@ def _unseen(recipe: Recipe, error: PromptError) -> Work:
             f"prompts.source: {section.source!r} cannot be read on this machine, and prompts.per_iteration does not say how "
             f"many prompts there are; accepted: a source that can be read, or `prompts.per_iteration=N` ({error})"
         ) from None
-    stand_in = Prompt.make((Message("user", filler_text(UNSEEN_PROMPT_CHARACTERS)),))
-    how = (
-        f"prompts.source {section.source} cannot be read here: prompts.per_iteration as given, "
-        f"{UNSEEN_PROMPT_CHARACTERS} characters each assumed"
-    )
-    parts = (section.per_iteration,) * recipe.iterations
-    return Work(parts, section.validation.count, (stand_in,), (stand_in,), how)
+    how = f"prompts.source {section.source} cannot be read here: prompts.per_iteration as given"
+    return replace(_stand_in(how, section.validation.count), parts=(section.per_iteration,) * recipe.iterations)
+
+
+def _stand_in(how: str, validation: int) -> Work:
+    """Of prompts that nobody has seen."""
+    one = Prompt.make((Message("user", filler_text(UNSEEN_PROMPT_CHARACTERS)),))
+    return Work((), validation, (one,), (one,), f"{how}, {UNSEEN_PROMPT_CHARACTERS} characters each assumed")
 
 
 def _spread(prompts: Sequence[Prompt]) -> tuple[Prompt, ...]:

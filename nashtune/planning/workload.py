@@ -1,0 +1,141 @@
+"""The stages of a recipe's run as work to be simulated: what the estimate counts, at the rates of the machines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+
+from nashtune.judging.registry import parts_of
+from nashtune.planning.estimate import Estimator, Row
+from nashtune.planning.limits import Limits
+from nashtune.planning.rates import Rates
+from nashtune.planning.simulate import Calls, Units, Work
+from nashtune.recipe import BestOfN, Oracle
+from nashtune.run import Run
+from nashtune.stages.streaming import LOCAL, judges_alongside
+from nashtune.summaries import AVERAGE
+
+SCORING = ("kl-scores", "kl-scores-previous")
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One stage of one iteration: its work, and the dollars of its paid calls."""
+
+    iteration: int
+    work: Work
+    usd: float = 0.0
+    own_judge: bool = False
+    """Judged on GPUs that serve a judge of one's own."""
+
+    @property
+    def name(self) -> str:
+        return self.work.name
+
+    @property
+    def kind(self) -> str:
+        """sampling (scores too), judging (a remote teacher too), or training."""
+        return {Units: "sampling", Calls: "judging"}.get(type(self.work), "training")
+
+
+class Workload:
+    """Raises OracleError for an engine whose price is not known."""
+
+    def __init__(self, estimator: Estimator, rates: Rates, limits: Limits, engines: int, folder: Path):
+        self.estimator, self.recipe, self.rates, self.limits = estimator, estimator.recipe, rates, limits
+        self.engines = engines
+        self.run = Run(folder, self.recipe)
+
+    def stages(self) -> list[Stage]:
+        """In the order in which they run. A judge that works alongside follows the sampling that it follows up."""
+        found: list[Stage] = []
+        for t, rows in groupby(self.estimator.rows(), key=lambda row: row.iteration):
+            by_name = {name: list(same) for name, same in groupby(rows, key=lambda row: row.stage)}
+            found += [stage for name in self._order(list(by_name)) for stage in self._stage(t, name, by_name[name])]
+        return found
+
+    def _order(self, names: list[str]) -> list[str]:
+        """Where the judge works alongside, the teacher and whoever else is asked come before the sampling it follows up."""
+        for sampled, judged, validation in (("sample", "judge", False), ("validate-sample", "validate-judge", True)):
+            if sampled in names and judged in names and judges_alongside(self.run, validation=validation):
+                names.remove(sampled)
+                names.insert(names.index(judged), sampled)
+        return names
+
+    def _stage(self, t: int, name: str, rows: Sequence[Row]) -> Iterator[Stage]:
+        row = rows[0]
+        usd = sum(r.usd for r in rows)
+        if name == "train":
+            yield Stage(t, self._training(t, row))
+        elif name in SCORING:
+            n = self.recipe.validate_.kl_samples
+            yield Stage(t, self._units(name, row.items, lambda p: self.rates.scoring(p, n), self.rates.load_scorer))
+        elif row.tokens:
+            models = 2 if name == "sample" and self.recipe.sampling.mixture and t > 1 else 1
+            n = round(row.tokens / (row.items * self.estimator.student.tokens)) if row.items else 0
+            loads = self.rates.anew or self.estimator.loads(t, name)
+            load = models * self.rates.load_sampler if loads else 0.0
+            yield Stage(t, self._units(name, row.items, lambda p: self.rates.unit(p, n, models), load))
+        else:
+            yield Stage(t, self._calls(t, name, rows), usd, self.limits.serves(rows))
+
+    def _units(self, name: str, prompts: int, seconds: Callable[[int], float], load: float) -> Units:
+        size = self.recipe.sampling.unit_prompts
+        number = -(-prompts // size)
+        last = prompts - (number - 1) * size if number else 0
+        return Units(name, number, seconds(size), seconds(last), load)
+
+    def _training(self, t: int, row: Row) -> Work:
+        pair_tokens = self.estimator.pair_tokens
+        pairs = row.tokens / (pair_tokens * self.recipe.train.epochs)
+        references = len(self.recipe.objective.row.references(self.recipe.objective.settings))
+        return self.rates.training(row.stage, pairs, pair_tokens, references)
+
+    def _calls(self, t: int, name: str, rows: Sequence[Row]) -> Calls:
+        prompts, size = rows[0].items, self.recipe.sampling.unit_prompts
+        pace = self.limits.pace([row for row in rows if row.model])
+        judge = self._judge(name)
+        here = self._local(judge) * self._candidates(t, name) / self.engines if judge is not None else 0.0
+        if here and not pace.seconds:
+            pace = replace(pace, binding="this judge computes on the nodes")
+        number = -(-prompts // size)
+        last = prompts - (number - 1) * size if number else 0
+        each = pace.seconds + here
+        return Calls(
+            name, number, each * size, each * last, pace.latency, pace.binding, self._alongside(name), here > 0
+        )
+
+    def _alongside(self, name: str) -> bool:
+        if name not in ("judge", "validate-judge"):
+            return False
+        return judges_alongside(self.run, validation=name == "validate-judge")
+
+    def _judge(self, name: str) -> Oracle | None:
+        """Who of the recipe judges in a stage; None for a remote teacher's answers, suites, and where nobody does."""
+        if name in ("judge", "validate-judge", "anchor-judge"):
+            return self.recipe.judge(validation=name != "judge")
+        best_of = name in ("teacher", "validate-teacher") and isinstance(self.recipe.teacher, BestOfN)
+        return self.recipe.oracle if best_of else None
+
+    def _local(self, judge: Oracle) -> float:
+        """Seconds of an engine for one candidate."""
+        return self.rates.candidate(any(isinstance(part, LOCAL) for part in parts_of(judge)))
+
+    def _candidates(self, t: int, name: str) -> int:
+        recipe, teachers = self.recipe, self.estimator.teachers
+        if name == "judge":
+            return recipe.sampling.k + teachers
+        if name in ("validate-judge", "anchor-judge"):
+            place = recipe.iterations + 1 if t == AVERAGE else t
+            return recipe.validate_.k * (1 + len(recipe.rivals(place))) + teachers
+        return recipe.teacher.n if isinstance(recipe.teacher, BestOfN) else 0
+
+
+def with_barriers(stages: Sequence[Stage]) -> list[Stage]:
+    """The same stages where each begins when the one before it has ended."""
+    return [
+        replace(stage, work=replace(stage.work, alongside=False)) if isinstance(stage.work, Calls) else stage
+        for stage in stages
+    ]
