@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,8 @@ from nashtune.report.health import JudgedStage, health_alarms, health_table
 from nashtune.report.tables import p_value
 from nashtune.report.theory import theory
 from nashtune.run import Run
+from nashtune.scale.claims import FOLDER as CLAIMS
+from nashtune.scale.claims import AtWork, at_work
 from nashtune.show_evaluations import print_run_evaluations
 from nashtune.store.files import read_json
 from nashtune.summaries import AVERAGE, column_name
@@ -64,12 +67,37 @@ def print_table(run: Run) -> None:
 def print_status(run: Run) -> None:
     """The table, and what comes next."""
     print(f"{run.folder}: {run.state()}")
+    print_work(run)
     if run.summaries():
         print_table(run)
         print_theory(run)
     print_run_evaluations(all_scores(run.folder), run.passed_over())
     if found := run.exported():
         print(f"best/   {found}")
+
+
+def print_work(run: Run) -> None:
+    """Units of the stages under way, and who is at work on them."""
+    for name, work in work_of(run).items():
+        print(f"{name}: {work.done} of {work.units} units done, {work.running} running, {work.redone} redone")
+        table = Table()
+        for column in ("worker", "host", "done", "at work on", "for", "lost"):
+            table.add_column(column, justify="right" if column in ("done", "for", "lost") else "left", no_wrap=True)
+        for worker in work.workers:
+            since = f"{max(0.0, time.time() - worker.started):.0f} s" if worker.unit else ""
+            table.add_row(worker.name, worker.host, str(worker.done), worker.unit, since, str(worker.lost or ""))
+        console = Console()
+        (Console(width=max(console.width, 150)) if not console.is_terminal else console).print(table, highlight=False)
+
+
+def work_of(run: Run) -> dict[str, AtWork]:
+    """The stages under way whose workers say what they do, by folder in the run."""
+    current = next((t for t in (*range(run.recipe.iterations + 1), AVERAGE) if not run.finished(t)), AVERAGE)
+    found = {}
+    for folder in sorted(run.iteration_folder(current).glob(f"*/{CLAIMS}")):
+        if (work := at_work(folder.parent)) is not None:
+            found[f"{run.iteration_folder(current).name}/{folder.parent.name}"] = work
+    return found
 
 
 def print_theory(run: Run) -> None:
@@ -151,6 +179,7 @@ def status_json(run: Run) -> dict[str, Any]:
         "passed_over": {str(t): reason for t, reason in run.passed_over().items()},
         "exported": read_json(file) if (file := run.folder / "export.json").exists() else None,
         "pending": pending_units(run),
+        "work": {name: asdict(work) for name, work in work_of(run).items()},
     }
 
 

@@ -5,6 +5,7 @@ change when a run is resumed (they change speed or display, not results); all ot
 """
 
 from nashtune.recipe.base import ADDED, NEUTRAL, Rate, Section, identity, uncounted
+from nashtune.recipe.cluster import RaySection
 from nashtune.recipe.engine import EngineSection, PriceSection
 from nashtune.recipe.evaluation import (
     SUITE_SECTIONS,
@@ -102,6 +103,7 @@ __all__ = [
     "PriceSection",
     "PromptsSection",
     "Rate",
+    "RaySection",
     "Recipe",
     "RemoteTeacher",
     "ReplaySection",

@@ -45,6 +45,7 @@ def contradictions(recipe: Recipe) -> Iterator[str]:
     yield from _processes(recipe)
     yield from _engine(recipe)
     yield from _evaluations(recipe)
+    yield from _cluster(recipe)
 
 
 def _stages(recipe: Recipe) -> list[str]:
@@ -220,6 +221,46 @@ def _processes(recipe: Recipe) -> Iterator[str]:
     }
     for name in (name for name, asked in single.items() if asked):
         yield f"scale.train_processes is {count} but {name} is for one process; accepted: 1, or without {name}"
+
+
+def _cluster(recipe: Recipe) -> Iterator[str]:
+    """What the engine of work units asks of its settings, and of those that it does not read."""
+    scale, ray, vllm = recipe.scale, recipe.scale.ray, recipe.sampling.vllm
+    if scale.engine == "local":
+        fields = type(ray).model_fields
+        if written := [name for name in fields if getattr(ray, name) != fields[name].get_default()]:
+            names = ", ".join(f"scale.ray.{name}" for name in written)
+            yield f"scale.engine is 'local', which does not read {names}; accepted: scale.engine 'ray', or without them"
+        return
+    if scale.workers != 1:
+        yield (
+            f"scale.workers is {scale.workers}, which scale.engine 'ray' does not read; accepted: scale.ray.max_actors in its "
+            "place"
+        )
+    if ray.address is not None and "://" in ray.address:
+        yield (
+            f"scale.ray.address is {ray.address!r}; accepted: 'auto' or HOST:PORT, from a machine of the cluster, which sees the "
+            "run folder (Ray Client is not supported), or null"
+        )
+    if ray.max_actors is not None and ray.max_actors < ray.min_actors:
+        yield f"scale.ray.max_actors is {ray.max_actors} but scale.ray.min_actors is {ray.min_actors}; accepted: that or more"
+    if bad := [name for name, amount in ray.resources.items() if amount <= 0 or name in ("CPU", "GPU")]:
+        yield (
+            f"scale.ray.resources has {bad[0]!r}: {ray.resources[bad[0]]:g}; accepted: custom resources in amounts above 0 "
+            "(cores and GPUs are scale.ray.cpus_per_actor and gpus_per_actor)"
+        )
+    if recipe.sampling.engine != "vllm":
+        return
+    if ray.gpus_per_actor not in (None, 0, vllm.tensor_parallel):
+        yield (
+            f"scale.ray.gpus_per_actor is {ray.gpus_per_actor:g} but sampling.vllm.tensor_parallel is {vllm.tensor_parallel}; "
+            "accepted: that number, 0 (vLLM on CPUs), or null"
+        )
+    if vllm.cpu_cores is not None:
+        yield (
+            f"sampling.vllm.cpu_cores is {list(vllm.cpu_cores)}, which actors on other machines cannot share out; accepted: null "
+            "with scale.engine 'ray'"
+        )
 
 
 def _scores(oracle: Oracle) -> bool:

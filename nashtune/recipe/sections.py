@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from nashtune.recipe.base import ADDED, NEUTRAL, Rate, Section
+from nashtune.recipe.cluster import RaySection
 from nashtune.recipe.oracles import Oracle
 
 
@@ -325,8 +326,12 @@ class HealthSection(Section):
 class ScaleSection(Section):
     """Where the work runs; changes speed, not results beyond floating-point rounding."""
 
+    engine: Literal["local", "ray"] = Field(default="local", json_schema_extra=NEUTRAL)
+    """Who runs the work units: local, this machine's processes (`workers`); ray, actors of a Ray cluster (`ray`)."""
+    ray: RaySection = Field(default=RaySection(), json_schema_extra=NEUTRAL)
+    """The cluster and its actors; read where `engine` is ray."""
     workers: int = Field(default=1, ge=1, json_schema_extra=NEUTRAL)
-    """Sampling processes; more than 1 gives each cores/workers threads."""
+    """Sampling processes of the local engine; more than 1 gives each cores/workers threads."""
     train_processes: int = Field(default=1, ge=1, json_schema_extra=NEUTRAL)
     """Training processes on this machine, started by torchrun: each with a GPU of its own, or cores/train_processes threads;
     they share weights, gradients and moments (FSDP2). May change from one attempt to the next."""

@@ -62,8 +62,8 @@ def _drawn(run: Run, iteration: int, part: PromptPart) -> Units:
     units = stage_units(stage, inputs)
 
     def make() -> dict[str, Any]:
-        run_units(run, f"{called(iteration)}: {stage.name}", stage, role, part, units)
-        return response_facts(units, part)
+        redone = run_units(run, f"{called(iteration)}: {stage.name}", stage, role, part, units)
+        return response_facts(units, part) | redone
 
     once(stage, inputs, make)
     return units
@@ -75,8 +75,7 @@ def _scored(run: Run, iteration: int, name: str, part: PromptPart, drawn: Units,
     units = stage_units(stage, inputs)
 
     def make() -> dict[str, Any]:
-        run_units(run, f"{called(iteration)}: {name}", stage, role, part, units, beside=drawn)
-        return {}
+        return run_units(run, f"{called(iteration)}: {name}", stage, role, part, units, beside=drawn)
 
     once(stage, inputs, make)
     return units

@@ -6,18 +6,29 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+from nashtune import recipe
 from nashtune.judging.oracle import Oracle
-from nashtune.judging.registry import open_oracle, wants_all_at_once
+from nashtune.judging.registry import open_oracle, parts_of, wants_all_at_once
 from nashtune.judging.teacher_wins import TeacherWins
-from nashtune.records import Judgment
+from nashtune.records import Judgment, Policy
 from nashtune.run import Run
 from nashtune.scale.local import Unit
-from nashtune.seeds import seed_for
 from nashtune.stage import Stage
 from nashtune.stages.candidates import Candidates, Judgments, Units
 from nashtune.stages.endpoints import check_endpoints
 from nashtune.stages.health import health_of, stop_on_alarm
-from nashtune.stages.work import finish, once, oracle_identity, resources_of, stage_units, unit_progress
+from nashtune.stages.local_judge import LocalJudge, computes, judge_sets
+from nashtune.stages.work import (
+    engine_of,
+    finish,
+    judging_policy,
+    once,
+    oracle_identity,
+    resources_of,
+    run_units,
+    stage_units,
+    unit_progress,
+)
 from nashtune.store import tables
 from nashtune.store.files import create_once
 from nashtune.summaries import called
@@ -59,9 +70,16 @@ def _judge_all(run: Run, stage: Stage, candidates: Candidates, units: Units) -> 
     part = candidates.part
     work = [Unit(index, part.file, units.file(index)) for index in range(part.units)]
     todo = [unit for unit in work if not unit.target.exists()]
-    if todo:
-        check_endpoints(run, candidates.iteration, run.recipe.judge(validation=candidates.validation))
+    section = run.recipe.judge(validation=candidates.validation)
     title = f"{called(candidates.iteration)}: {stage.name}"
+    if section is not None and computes(section) and run.recipe.scale.engine == "ray":
+        role = LocalJudge(section, candidates, self_judge(run, section, candidates.iteration), run.recipe.seed)
+        redone = run_units(run, title, stage, role, part, units)
+        return judgment_facts(run, Judgments(candidates, units)) | redone
+    if todo:
+        check_endpoints(run, candidates.iteration, section)
+        if section is not None and any(is_waited_for(inner) for inner in parts_of(section)):
+            engine_of(run).pause()
     with stage.clock() as tick, unit_progress(title, work, part) as advance:
 
         def done(count: int) -> None:
@@ -70,6 +88,19 @@ def _judge_all(run: Run, stage: Stage, candidates: Candidates, units: Units) -> 
 
         finish(judge_units(run, candidates, todo, done, _at_once))
     return judgment_facts(run, Judgments(candidates, units))
+
+
+def self_judge(run: Run, section: recipe.Oracle, iteration: int) -> Policy | None:
+    """The policy that judges itself, where one does."""
+    own = any(isinstance(part, recipe.SelfOracle) for part in parts_of(section))
+    return judging_policy(run, iteration) if own else None
+
+
+def is_waited_for(part: recipe.Oracle) -> bool:
+    """Whether somebody else does the work of judging."""
+    if isinstance(part, recipe.ScriptedOracle):
+        return part.latency_s > 0
+    return hasattr(part, "engine") or isinstance(part, recipe.PeopleOracle)
 
 
 async def _at_once(unit: Unit) -> None:
@@ -91,10 +122,7 @@ async def judge_units(
 
     async def one(unit: Unit) -> None:
         await ready(unit)
-        sets = candidates.unit(unit.index)
-        seeds = [seed_for(run.recipe.seed, "judge", prompt.id, [a.id for a in answers]) for prompt, answers in sets]
-        calls = (oracle.judge(prompt, answers, s) for (prompt, answers), s in zip(sets, seeds, strict=True))
-        judgments = await together(calls)
+        judgments = await judge_sets(oracle, candidates.unit(unit.index), run.recipe.seed)
         create_once(unit.target, tables.encode(Judgment, judgments))
         done(len(judgments))
 

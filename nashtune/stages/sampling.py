@@ -76,8 +76,8 @@ def _sampler(run: Run, policy: int, purpose: str, n: int, mixed: bool) -> Sample
 def _draw(
     run: Run, title: str, stage: Stage, role: Sampler, part: PromptPart, units: Units, watch: Callable[[], str]
 ) -> dict[str, Any]:
-    run_units(run, title, stage, role, part, units, watch=watch)
-    return response_facts(units, part)
+    redone = run_units(run, title, stage, role, part, units, watch=watch)
+    return response_facts(units, part) | redone
 
 
 def response_facts(units: Units, part: PromptPart) -> dict[str, Any]:
@@ -158,7 +158,6 @@ def _scoring(
     units = stage_units(stage, inputs)
 
     def make() -> dict[str, Any]:
-        run_units(run, f"{called(iteration)}: {name}", stage, role, part, units, beside=responses)
-        return {}
+        return run_units(run, f"{called(iteration)}: {name}", stage, role, part, units, beside=responses)
 
     return units, lambda: once(stage, inputs, make)

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
-from nashtune import recipe
 from nashtune.judging.registry import judges_in_batches, parts_of
 from nashtune.progress import progress
 from nashtune.run import Run
@@ -15,11 +14,11 @@ from nashtune.scale.local import Unit
 from nashtune.stages.ahead import Ahead
 from nashtune.stages.candidates import Candidates, Judgments
 from nashtune.stages.endpoints import check_endpoints
-from nashtune.stages.judging import judge_stage, judge_units
+from nashtune.stages.judging import is_waited_for, judge_stage, judge_units
+from nashtune.stages.local_judge import LOCAL
+from nashtune.stages.work import engine_of
 
 POLL_SECONDS = 0.1
-LOCAL = (recipe.SelfOracle, recipe.RewardModelOracle, recipe.PreferenceModelOracle)
-"""Oracles that would compete with the sampler for memory and processors."""
 
 Watch = Callable[[], str]
 """Called by the sampler after each unit: raises what stopped the judge, returns a note for the progress line."""
@@ -64,16 +63,10 @@ def judges_alongside(run: Run, *, validation: bool) -> bool:
     if section is None or not run.recipe.scale.overlap:
         return False
     parts = list(parts_of(section))
-    served = any(_is_waited_for(part) for part in parts)
+    served = any(is_waited_for(part) for part in parts)
     served &= not any(isinstance(part, LOCAL) for part in parts)
     served &= not judges_in_batches(section)  # one batch of all is better than one for each unit
     return served
-
-
-def _is_waited_for(part: recipe.Oracle) -> bool:
-    if isinstance(part, recipe.ScriptedOracle):
-        return part.latency_s > 0
-    return hasattr(part, "engine") or isinstance(part, recipe.PeopleOracle)
 
 
 class _Abandoned(Exception):
@@ -101,6 +94,8 @@ class _Alongside:
     def follow(self) -> None:
         """All is sampled: wait for the judge, doing beside it what comes next. What it leaves undone the next stages do."""
         left = self.candidates.part.prompts - self.judged
+        if left:
+            engine_of(self.run).pause()
         with progress(self.title, left, "prompts") if left else nullcontext(lambda number, note="": None) as advance:
             shown = self.judged
             while self.thread.is_alive():

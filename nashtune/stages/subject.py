@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from nashtune.errors import EvaluationError
 from nashtune.evaluated import place_of
-from nashtune.recipe import EvaluationFile, PolicySection, SamplingSection
+from nashtune.recipe import EvaluationFile, PolicySection, SamplingSection, ScaleSection
 from nashtune.records import Policy
 from nashtune.run import Run
 from nashtune.sampling.on_vllm.target import Target
@@ -23,7 +23,7 @@ from nashtune.summaries import AVERAGE, called
 
 if TYPE_CHECKING:
     from nashtune.judging.dispatch import Payer
-    from nashtune.scale.local import LocalEngine
+    from nashtune.scale.units import WorkEngine
     from nashtune.store.ledger import Ledger
 
 
@@ -47,7 +47,7 @@ class Subject:
     seed: int
     confidence: float
     sampling: SamplingSection
-    engine: Callable[[], LocalEngine]
+    engine: Callable[[], WorkEngine]
     ledger: Callable[[], Ledger]
     payer: Callable[[], Payer]
     target: Callable[[], Target | None] = lambda: None
@@ -134,12 +134,12 @@ class _Kept:
 
     def __init__(self, stack: ExitStack, folder: Path, settings: EvaluationFile):
         self._stack, self._folder, self._settings = stack, folder, settings
-        self._engine: LocalEngine | None = None
+        self._engine: WorkEngine | None = None
         self._ledger: Ledger | None = None
 
-    def engine(self) -> LocalEngine:
+    def engine(self) -> WorkEngine:
         if self._engine is None:
-            made = new_engine(self._settings.sampling, self._settings.workers)
+            made = new_engine(self._settings.sampling, ScaleSection(workers=self._settings.workers))
             self._engine = self._stack.enter_context(closing(made))
         return self._engine
 

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from nashtune.errors import StoreError
 from nashtune.progress import Advance, progress
-from nashtune.recipe import Oracle, SamplingSection, SelfOracle, identity
+from nashtune.recipe import Oracle, SamplingSection, ScaleSection, SelfOracle, identity
 from nashtune.records import Policy
 from nashtune.run import Run
-from nashtune.scale.local import LocalEngine, Role, Unit
+from nashtune.scale.claims import close_stage, open_stage
+from nashtune.scale.local import LocalEngine
+from nashtune.scale.units import Role, Unit, WorkEngine
 from nashtune.stage import Stage
 from nashtune.stages.candidates import PromptPart, Units
 from nashtune.summaries import AVERAGE, called
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 HEAD_START = "head start"
 """Where what was done early for training is left."""
+PRELOADED = {"native": "nashtune.sampling.native", "vllm": "nashtune.sampling.on_vllm.engine"}
+"""What worker processes import as they start."""
 
 
 def stage_units(stage: Stage, inputs: Sequence[Any]) -> Units:
@@ -39,18 +43,24 @@ def stage_units(stage: Stage, inputs: Sequence[Any]) -> Units:
     return Units(stage.folder, stage.key(inputs))
 
 
-def engine_of(run: Run) -> LocalEngine:
+def engine_of(run: Run) -> WorkEngine:
     """The run's engine, made at first use and closed with the run."""
-    return run.resource("engine", lambda: run.hold(closing(new_engine(run.recipe.sampling, run.recipe.scale.workers))))
+    return run.resource("engine", lambda: run.hold(closing(new_engine(run.recipe.sampling, run.recipe.scale))))
 
 
-def new_engine(sampling: SamplingSection, workers: int) -> LocalEngine:
-    """An engine with so many worker processes, not started yet."""
+def new_engine(sampling: SamplingSection, scale: ScaleSection) -> WorkEngine:
+    """An engine with the workers that the recipe asks for, not started yet."""
+    workers = scale.workers
+    if scale.engine == "ray":
+        from nashtune.scale.ray_cluster import RayEngine
+
+        gpus = {"vllm": sampling.vllm.tensor_parallel, "native": 1, "scripted": 0}[sampling.engine]
+        return RayEngine(scale.ray, PRELOADED.get(sampling.engine), gpus)
     if sampling.engine == "vllm" and workers > 1:  # each vLLM takes all of its devices
         from nashtune.sampling.on_vllm.place import worker_environments
 
-        return LocalEngine(workers, "nashtune.sampling.on_vllm.engine", worker_environments(sampling.vllm, workers))
-    return LocalEngine(workers, "nashtune.sampling.native" if sampling.engine == "native" else None)
+        return LocalEngine(workers, PRELOADED["vllm"], worker_environments(sampling.vllm, workers))
+    return LocalEngine(workers, PRELOADED["native"] if sampling.engine == "native" else None)
 
 
 def warm_up(run: Run) -> None:
@@ -144,12 +154,15 @@ def run_units(
     units: Units,
     beside: Units | None = None,
     watch: Callable[[], str] = str,
-) -> None:
+) -> dict[str, int]:
     """Do a stage's units on the run's engine; ``beside`` gives each unit the object of another stage as second input.
-    ``watch`` is called after each unit; it returns a note for the progress line, and what it raises ends the stage."""
+    ``watch`` is called after each unit; it returns a note for the progress line, and what it raises ends the stage. Returns
+    how many units were lost with a worker and done again, for the stage's facts."""
     work = [
         Unit(index, part.file, units.file(index), beside.file(index) if beside else None) for index in range(part.units)
     ]
+    usual = part.prompts / max(1, part.units)
+    open_stage(stage.folder, part.units)
     run.take(HEAD_START)  # a model that nobody came for; another is about to be loaded
     with stage.clock() as tick, unit_progress(title, work, part) as advance:
         tokens = 0.0
@@ -157,7 +170,8 @@ def run_units(
             tokens += facts.get("tokens", 0)
             tick()
             rate = f"{tokens / max(tick.elapsed, 1e-9):.0f} tokens/s" if tokens else ""
-            advance(int(facts["prompts"]), ", ".join(filter(None, (rate, watch()))))
+            advance(int(facts.get("prompts", usual)), ", ".join(filter(None, (rate, watch()))))
+    return {"units_redone": close_stage(stage.folder)}
 
 
 @contextmanager
