@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import socket
 import sys
 import time
 from collections import Counter, deque
@@ -26,6 +27,8 @@ WAIT_S = 0.5
 """How long a look at the actors waits for news."""
 TELL_S = 30.0
 """How often people are told that there is no room for any actor."""
+KNOCK_S = 20.0
+"""How long a cluster's address may take to answer."""
 OBJECT_STORE_BYTES = 100_000_000
 """Of a cluster started here: nothing large passes through it."""
 
@@ -163,7 +166,9 @@ def connect(ray: Any, settings: RaySection) -> None:
     started: dict[str, Any] = {}
     if settings.address is None:
         started = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+        started["_node_ip_address"] = "127.0.0.1"  # nobody else's to reach
     try:
+        _knock(settings.address)
         ray.init(
             address=settings.address or "local",
             runtime_env=dict(settings.runtime_env) or None,
@@ -176,6 +181,13 @@ def connect(ray: Any, settings: RaySection) -> None:
             f"scale.ray.address is {settings.address!r}, but there is no cluster to join: {_first_line(error)}; accepted: the "
             "address of one that runs the same versions of Python and ray, or null to start one here"
         ) from error
+
+
+def _knock(address: str | None) -> None:
+    """Raise OSError where nobody listens at HOST:PORT; Ray itself would try for many minutes."""
+    host, colon, port = (address or "").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_S).close()
 
 
 def _absolute(unit: Unit) -> Unit:
