@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import sqlite3
 import subprocess
 import sys
@@ -34,6 +33,7 @@ sys.path.insert(0, str(HERE.parent / "tests"))
 NASHTUNE = [sys.executable, "-m", "nashtune.cli", "run"]
 ROUNDING = 1e-4
 """Largest difference between weights that were trained in one process and in two ranks (float32, learning rate 1e-3)."""
+ENDED = "the run ended (code {}) before what was to happen in it"
 STAGES = ("sample", "judge", "pairs")
 SLOW_REPLIES = 400
 """Judgments that take 0.2 s each."""
@@ -70,9 +70,21 @@ def write(file: Path, settings: dict[str, Any]) -> Path:
     return file
 
 
-def begin(file: Path, log: Path) -> subprocess.Popen[bytes]:
+@contextmanager
+def running(file: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """The command line at work on a recipe, until the end of the block at the latest."""
     with log.open("ab") as stream:
-        return subprocess.Popen([*NASHTUNE, str(file)], stdout=stream, stderr=stream, env=quiet())
+        process = subprocess.Popen([*NASHTUNE, str(file)], stdout=stream, stderr=stream, env=quiet())
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def complete(run: subprocess.Popen[bytes], log: Path) -> None:
+    if run.wait():
+        raise RuntimeError(f"the run ended with code {run.returncode}: {log.read_text()[-3000:]}")
 
 
 @contextmanager
@@ -100,11 +112,13 @@ def slow_from_now_on(server: str) -> None:
 # ---- what is lost ----------------------------------------------------------------------------------------------------
 
 
-def stop_in_the_middle(find: Callable[[], psutil.Process | None], still: Callable[[], bool], run: subprocess.Popen) -> psutil.Process:
+def stop_in_the_middle(
+    find: Callable[[], psutil.Process | None], still: Callable[[], bool], run: subprocess.Popen
+) -> psutil.Process:
     """Stop a process that ``find`` finds, at a moment at which ``still`` holds with the process stopped."""
     while True:
         if run.poll() is not None:
-            raise RuntimeError(f"the run ended (code {run.returncode}) before what was to happen in it")
+            raise RuntimeError(ENDED.format(run.returncode))
         found = find()
         if found is not None:
             try:
@@ -148,7 +162,7 @@ def stop_actor(stage: Path, others: set[str], run: subprocess.Popen) -> psutil.P
 def wait_for(happened: Callable[[], Any], run: subprocess.Popen) -> None:
     while not happened():
         if run.poll() is not None:
-            raise RuntimeError(f"the run ended (code {run.returncode}) before what was to happen in it")
+            raise RuntimeError(ENDED.format(run.returncode))
         time.sleep(0.01)
 
 
@@ -158,7 +172,9 @@ def lose_actor_node_and_driver(run: subprocess.Popen, folder: Path, nodes: Nodes
     said, known = [], set[str]()
     actor = stop_actor(sample, known, run)
     wait_for(lambda: list(judge.glob("*.parquet")), run)  # the actor's unit is still out
-    said.append("the judge had begun while samples were still to come" if not (sample.parent / "sample.json").exists() else "")
+    said.append(
+        "the judge had begun while samples were still to come" if not (sample.parent / "sample.json").exists() else ""
+    )
     actor.kill()
     other = stop_actor(sample, known, run)
     raylet = other.ppid()
@@ -294,7 +310,9 @@ with Run.open(sys.argv[1]) as run:
 
 def in_python(code: str, *arguments_: str) -> None:
     path = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
-    subprocess.run([sys.executable, "-c", code, *arguments_], check=True, env={**quiet(), "PYTHONPATH": path}, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-c", code, *arguments_], check=True, env={**quiet(), "PYTHONPATH": path}, capture_output=True
+    )
 
 
 def seeds_by_process_are_found(folder: Path, settings: dict[str, Any], address: str) -> bool:
@@ -317,7 +335,11 @@ def wrong_slicing_is_found(folder: Path, settings: dict[str, Any]) -> bool:
         if file.stem in ("train", "summary") or file.stem.startswith("validate"):
             file.unlink()
     changes = {"name": "clean", "folder": str(wrong.parent), "scale": {"train_processes": 2}}
-    in_python(TRAIN.replace("Run.open(sys.argv[1])", "Run.open(sys.argv[1], sys.argv[2])"), str(write(folder / "wrong-slices.yaml", settings | changes)), str(wrong))
+    in_python(
+        TRAIN.replace("Run.open(sys.argv[1])", "Run.open(sys.argv[1], sys.argv[2])"),
+        str(write(folder / "wrong-slices.yaml", settings | changes)),
+        str(wrong),
+    )
     return weight_difference(clean, wrong) > ROUNDING
 
 
@@ -334,17 +356,21 @@ def story(folder: Path, prompts: int, tell: Callable[[str], None], *, mistakes: 
     found: Row = {"prompts": prompts}
     with judge_server(folder) as server, Nodes(2) as nodes:
         settings = recipe(folder, "clean", server, prompts)
-        run = begin(write(folder / "clean.yaml", settings), folder / "clean.log")
-        assert run.wait() == 0, (folder / "clean.log").read_text()
+        with running(write(folder / "clean.yaml", settings), folder / "clean.log") as run:
+            complete(run, folder / "clean.log")
         tell("the clean run has ended")
         before = billed(server)
         slow_from_now_on(server)
-        file, log = write(folder / "lossy.yaml", settings | {"name": "lossy"} | on_cluster(nodes.address)), folder / "lossy.log"
-        found["lost"] = lose_actor_node_and_driver(begin(file, log), lossy, nodes)
+        file, log = (
+            write(folder / "lossy.yaml", settings | {"name": "lossy"} | on_cluster(nodes.address)),
+            folder / "lossy.log",
+        )
+        with running(file, log) as run:
+            found["lost"] = lose_actor_node_and_driver(run, lossy, nodes)
         tell("; ".join(found["lost"]))
-        again = begin(file, log)
-        found["lost"].append(lose_rank(again, lossy))
-        assert again.wait() == 0, log.read_text()
+        with running(file, log) as run:
+            found["lost"].append(lose_rank(run, lossy))
+            complete(run, log)
         tell("the same command has gone on to the end, though a rank was killed")
         found["account"] = account(lossy, billed(server) - before)
         found["needed"] = len(rows(lossy, "judge")) + validation_judgments(lossy)

@@ -284,7 +284,7 @@ def test_neutral_settings_change_no_identity_and_identity_settings_do() -> None:
     neutral = {
         "folder": "elsewhere",
         "shared": "a/folder",
-        "scale": {"workers": 4},
+        "scale": {"engine": "ray", "ray": {"address": "auto", "max_actors": 4}},
         "health": {"min_usable": 0.5, "stop_on_alarm": True},
         "train": {"checkpoint_steps": 7, "activation_gb": 2.0},
     }
@@ -305,6 +305,8 @@ def test_neutral_settings_change_no_identity_and_identity_settings_do() -> None:
         "ValidateSection.kl_samples",
         "Recipe.health",
         "Recipe.shared",
+        "ScaleSection.engine",
+        "ScaleSection.ray",
         "ScaleSection.workers",
         "ScaleSection.train_processes",
         "TrainSection.checkpoint_steps",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from nashtune import recipe
@@ -86,7 +86,12 @@ def _judge_all(run: Run, stage: Stage, candidates: Candidates, units: Units) -> 
             tick()
             advance(count, "")
 
-        finish(judge_units(run, candidates, todo, done, _at_once))
+        waiting = deque(todo)
+
+        async def next_unit() -> Unit | None:
+            return waiting.popleft() if waiting else None
+
+        finish(judge_units(run, candidates, len(todo), next_unit, done))
     return judgment_facts(run, Judgments(candidates, units))
 
 
@@ -103,40 +108,36 @@ def is_waited_for(part: recipe.Oracle) -> bool:
     return hasattr(part, "engine") or isinstance(part, recipe.PeopleOracle)
 
 
-async def _at_once(unit: Unit) -> None:
-    """Nothing to wait for: all answers are committed."""
-
-
 async def judge_units(
     run: Run,
     candidates: Candidates,
-    work: Sequence[Unit],
+    count: int,
+    next_unit: Callable[[], Awaitable[Unit | None]],
     done: Callable[[int], None],
-    ready: Callable[[Unit], Awaitable[None]],
 ) -> None:
-    """Judge and commit units, each once it is ``ready``; ``done`` hears of the judgments made. Where one fails, what is in
-    flight is finished first: it is paid for."""
+    """Judge and commit ``count`` units as ``next_unit`` gives them (None: no more); ``done`` hears of the judgments made. Where
+    one fails, what is in flight is finished first: it is paid for."""
     section = run.recipe.judge(validation=candidates.validation)
     oracle: Oracle = open_oracle(section, resources_of(run, candidates.iteration)) if section else TeacherWins()
-    todo = (unit for unit in work)
+    failed = False
 
     async def one(unit: Unit) -> None:
-        await ready(unit)
         judgments = await judge_sets(oracle, candidates.unit(unit.index), run.recipe.seed)
         create_once(unit.target, tables.encode(Judgment, judgments))
         done(len(judgments))
 
     async def one_after_another() -> None:
-        for unit in todo:
-            try:
+        nonlocal failed
+        try:
+            while not failed and (unit := await next_unit()) is not None:
                 await one(unit)
-            except BaseException:
-                todo.close()  # the others finish theirs and begin no more
-                raise
+        except BaseException:
+            failed = True  # the others finish theirs and begin no more
+            raise
 
     try:
-        at_once = len(work) if section and wants_all_at_once(section) else UNITS_AT_ONCE
-        await together(one_after_another() for _ in range(min(at_once, len(work))))
+        at_once = count if section and wants_all_at_once(section) else UNITS_AT_ONCE
+        await together(one_after_another() for _ in range(min(at_once, count)))
     finally:
         await oracle.aclose()
 

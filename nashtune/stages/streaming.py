@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
 from nashtune.judging.registry import judges_in_batches, parts_of
@@ -73,6 +74,41 @@ class _Abandoned(Exception):
     """The sampler stopped, so that no more units will come."""
 
 
+class Arriving:
+    """Units to be judged, as the answers to their prompts are committed: in no fixed order, as a lost worker's come late."""
+
+    def __init__(self, candidates: Candidates, units: Sequence[Unit], abandoned: threading.Event):
+        self._groups = [units for g in candidates.groups for units in (g.responses, g.logprobs) if units is not None]
+        self._waiting = {unit.index: unit for unit in units}
+        self._here: deque[Unit] = deque()
+        self._abandoned = abandoned
+
+    def __len__(self) -> int:
+        return len(self._waiting) + len(self._here)
+
+    async def next(self) -> Unit | None:
+        """The next whose answers are all there, None after the last. Raises where no more will come."""
+        while len(self):
+            if self._abandoned.is_set():
+                raise _Abandoned
+            if not self._here:
+                self._look()
+            if self._here:
+                return self._here.popleft()
+            await asyncio.sleep(POLL_SECONDS)
+        return None
+
+    def give_back(self, unit: Unit) -> None:
+        self._here.appendleft(unit)
+
+    def _look(self) -> None:
+        """One listing of each folder, however many units there are."""
+        there = [{file.name for file in units.folder.glob("*.parquet")} for units in self._groups]
+        for index in list(self._waiting):
+            if all(units.file(index).name in names for units, names in zip(self._groups, there, strict=True)):
+                self._here.append(self._waiting.pop(index))
+
+
 class _Alongside:
     def __init__(self, run: Run, candidates: Candidates):
         self.run, self.candidates = run, candidates
@@ -120,23 +156,14 @@ class _Alongside:
         stage, _, units = judge_stage(self.run, self.candidates)
         part = self.candidates.part
         work = [Unit(index, part.file, units.file(index)) for index in range(part.units)]
-        todo = [unit for unit in work if not unit.target.exists()]
-        await self._ready(todo[0])
+        arriving = Arriving(self.candidates, [unit for unit in work if not unit.target.exists()], self.abandoned)
+        first = await arriving.next()
+        assert first is not None
+        arriving.give_back(first)
         with stage.clock() as tick:
 
             def done(count: int) -> None:
                 self.judged += count
                 tick()
 
-            await judge_units(self.run, self.candidates, todo, done, self._ready)
-
-    async def _ready(self, unit: Unit) -> None:
-        """Wait until all answers to the unit's prompts are committed."""
-        groups = self.candidates.groups
-        files = [units.file(unit.index) for g in groups for units in (g.responses, g.logprobs) if units is not None]
-        while True:
-            if self.abandoned.is_set():
-                raise _Abandoned
-            if all(file.exists() for file in files):
-                return
-            await asyncio.sleep(POLL_SECONDS)
+            await judge_units(self.run, self.candidates, len(arriving), arriving.next, done)

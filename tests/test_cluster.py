@@ -1,0 +1,137 @@
+"""The Ray engine on a simulated cluster: actors, nodes, the driver and a training rank are lost, the rows stay the same."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+from cluster_roles import Writer, units_in
+from tiny_chat import tiny_recipe
+
+from nashtune.errors import ModelError, RecipeError, SamplingError
+from nashtune.recipe import RaySection, parse_recipe
+from nashtune.scale.claims import at_work, open_stage
+
+HERE = Path(__file__).parent
+try:
+    import ray
+except ModuleNotFoundError:
+    ray = None
+needs_ray = pytest.mark.skipif(ray is None, reason="the package ray is not installed (pip install 'nashtune[ray]')")
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Any]:
+    """An engine with a cluster of its own on this machine: two actors."""
+    from nashtune.scale.ray_cluster import RayEngine
+
+    os.environ["RAY_memory_usage_threshold"] = "0.99"  # of a machine that others use, too
+    path = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
+    settings = RaySection(max_actors=2, tries=3, runtime_env={"env_vars": {"PYTHONPATH": path}})
+    engine = RayEngine(settings)
+    yield engine
+    engine.close()
+
+
+def texts(folder: Path) -> list[str]:
+    return [file.read_text() for file in sorted((folder / "stage").glob("*.parquet"))]
+
+
+@needs_ray
+def test_dead_actors_are_replaced_and_only_what_they_were_at_is_redone(engine: Any, tmp_path: Path) -> None:
+    units = units_in(tmp_path, 12)
+    open_stage(tmp_path / "stage", 12)
+    done = list(engine.run(Writer(deadly=frozenset({2, 7}), together=2), units))
+    assert sorted(unit.index for unit, _ in done) == list(range(12))
+    assert all(facts == {"prompts": 2} for _, facts in done)
+    said = texts(tmp_path)
+    assert [text.split()[0] for text in said] == [str(n) for n in range(12)]
+    begun = [len(list((tmp_path / "stage").glob(f"{n:06d}-k.begun-*"))) for n in range(12)]
+    assert begun == [2 if n in (2, 7) else 1 for n in range(12)]
+    found = at_work(tmp_path / "stage")
+    assert found is not None
+    assert (found.done, found.running, found.redone) == (12, 0, 2)
+    assert list(engine.run(Writer(), units)) == []  # all are committed
+
+
+@needs_ray
+def test_a_unit_that_fails_again_and_again_ends_the_stage_with_its_error(engine: Any, tmp_path: Path) -> None:
+    with pytest.raises(SamplingError, match=r"000001-k\.parquet failed 3 times \(scale\.ray\.tries\).*is broken"):
+        list(engine.run(Writer(broken=frozenset({1})), units_in(tmp_path / "a", 3)))
+    with pytest.raises(SamplingError, match=r"000000-k\.parquet failed 3 times.*its actor died"):
+        list(engine.run(Writer(poison=frozenset({0})), units_in(tmp_path / "b", 1)))
+    with pytest.raises(ModelError, match="no such model"):  # the same everywhere: not tried again
+        list(engine.run(Writer(refused=frozenset({0})), units_in(tmp_path / "c", 1)))
+    assert len(list((tmp_path / "c" / "stage").glob("*.begun-*"))) == 1
+    assert len(list(engine.run(Writer(), units_in(tmp_path / "d", 4)))) == 4
+
+
+@needs_ray
+def test_actors_end_while_there_is_nothing_for_them_and_a_caller_may_stop_in_the_middle(
+    engine: Any, tmp_path: Path
+) -> None:
+    running = engine.run(Writer(together=2), units_in(tmp_path / "a", 8))
+    next(running)
+    running.close()
+    list(engine.run(Writer(), units_in(tmp_path / "b", 4)))
+    workers = [int(text.split()[-1]) for text in texts(tmp_path / "b")]
+    engine.pause()
+    for pid in set(workers):
+        if psutil.pid_exists(pid):
+            psutil.Process(pid).wait(60)
+    assert len(list(engine.run(Writer(), units_in(tmp_path / "c", 2)))) == 2
+
+
+SCORED = {"validate": {"kl_samples": 1}, "iterations": 1}
+
+
+@needs_ray
+def test_a_cluster_that_loses_what_a_cluster_loses_ends_as_one_machine_does(tmp_path: Path) -> None:
+    import cluster_chaos
+
+    found = cluster_chaos.story(tmp_path, 16, print)
+    missed = {name: bar for name, bar in cluster_chaos.bars(found).items() if not bar[1](bar[0])}
+    assert not missed, found
+
+
+@pytest.mark.parametrize(
+    ("scale", "told"),
+    [
+        ({"ray": {"address": "auto"}}, "scale.engine is 'local', which does not read scale.ray.address"),
+        ({"engine": "ray", "workers": 2}, "scale.workers is 2.*scale.ray.max_actors"),
+        ({"engine": "ray", "ray": {"min_actors": 3, "max_actors": 2}}, "max_actors is 2 but scale.ray.min_actors is 3"),
+        ({"engine": "ray", "ray": {"resources": {"GPU": 1}}}, "scale.ray.resources has 'GPU'"),
+        ({"engine": "ray", "ray": {"address": "ray://head:10001"}}, "Ray Client is not supported"),
+    ],
+)
+def test_settings_that_nothing_reads_are_refused(tiny_folder: Path, scale: dict[str, Any], told: str) -> None:
+    with pytest.raises(RecipeError, match=told):
+        parse_recipe(tiny_recipe(tiny_folder, scale=scale))
+
+
+def test_without_ray_the_recipe_is_refused_with_how_to_get_it(tiny_folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(tiny_recipe(tiny_folder, scale={"engine": "ray"}) | {"folder": str(tmp_path)}))
+    code = "import sys; sys.modules['ray'] = None; from nashtune.cli import app; app()"
+    done = subprocess.run([sys.executable, "-c", code, "run", str(file)], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "pip install 'nashtune[ray]'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@needs_ray
+def test_an_address_where_nobody_listens_is_told_at_once(tiny_folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    scale = {"engine": "ray", "ray": {"address": "127.0.0.1:1"}}
+    file.write_text(yaml.safe_dump(tiny_recipe(tiny_folder, scale=scale) | {"folder": str(tmp_path)}))
+    command = [sys.executable, "-m", "nashtune.cli", "run", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "scale.ray.address is '127.0.0.1:1', but there is no cluster" in done.stderr
