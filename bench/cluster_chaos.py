@@ -23,9 +23,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
 import yaml
 from bars import Row, arguments, finish
+from cluster_losses import lose_actor_node_and_driver, lose_rank, units_of
 from ray_nodes import Nodes, quiet
 
 HERE = Path(__file__).parent
@@ -33,7 +33,6 @@ sys.path.insert(0, str(HERE.parent / "tests"))
 NASHTUNE = [sys.executable, "-m", "nashtune.cli", "run"]
 ROUNDING = 1e-4
 """Largest difference between weights that were trained in one process and in two ranks (float32, learning rate 1e-3)."""
-ENDED = "the run ended (code {}) before what was to happen in it"
 STAGES = ("sample", "judge", "pairs")
 SLOW_REPLIES = 400
 """Judgments that take 0.2 s each."""
@@ -109,130 +108,6 @@ def slow_from_now_on(server: str) -> None:
     urllib.request.urlopen(urllib.request.Request(f"{server}/script", body)).close()
 
 
-# ---- what is lost ----------------------------------------------------------------------------------------------------
-
-
-def stop_in_the_middle(
-    find: Callable[[], psutil.Process | None], still: Callable[[], bool], run: subprocess.Popen
-) -> psutil.Process:
-    """Stop a process that ``find`` finds, at a moment at which ``still`` holds with the process stopped."""
-    while True:
-        if run.poll() is not None:
-            raise RuntimeError(ENDED.format(run.returncode))
-        found = find()
-        if found is not None:
-            try:
-                found.suspend()
-                while found.status() != psutil.STATUS_STOPPED:
-                    time.sleep(0.001)
-                if still():
-                    return found
-                found.resume()
-            except psutil.NoSuchProcess:
-                pass
-        time.sleep(0.002)
-
-
-def stop_actor(stage: Path, others: set[str], run: subprocess.Popen) -> psutil.Process:
-    """Stop an actor, none of ``others`` (names), that is in the middle of a unit."""
-    from nashtune.errors import StoreError
-    from nashtune.scale.claims import Worker, at_work
-
-    chosen: list[Worker] = []
-
-    def find() -> psutil.Process | None:
-        chosen[:] = []
-        try:
-            work = at_work(stage)
-        except StoreError:  # cleared at this moment
-            return None
-        chosen[:] = [w for w in work.workers if w.unit and w.name not in others] if work else []
-        return psutil.Process(int(chosen[0].name.rpartition("-")[2])) if chosen else None
-
-    def still() -> bool:
-        work = at_work(stage)
-        now = {w.name: w.unit for w in work.workers} if work else {}
-        return bool(now.get(chosen[0].name))
-
-    process = stop_in_the_middle(find, still, run)
-    others.add(chosen[0].name)
-    return process
-
-
-def wait_for(happened: Callable[[], Any], run: subprocess.Popen) -> None:
-    while not happened():
-        if run.poll() is not None:
-            raise RuntimeError(ENDED.format(run.returncode))
-        time.sleep(0.01)
-
-
-def lose_actor_node_and_driver(run: subprocess.Popen, folder: Path, nodes: Nodes) -> list[str]:
-    """The first attempt: an actor killed and a node lost in the middle of a unit each, the driver in the middle of judging."""
-    sample, judge = folder / "iteration-1" / "sample", folder / "iteration-1" / "judge"
-    said, known = [], set[str]()
-    actor = stop_actor(sample, known, run)
-    wait_for(lambda: list(judge.glob("*.parquet")), run)  # the actor's unit is still out
-    said.append(
-        "the judge had begun while samples were still to come" if not (sample.parent / "sample.json").exists() else ""
-    )
-    actor.kill()
-    other = stop_actor(sample, known, run)
-    raylet = other.ppid()
-    nodes.remove(raylet)
-    other.kill()
-    nodes.add()
-    said += ["an actor was killed", "a node was lost"]
-
-    def judging() -> bool:
-        return len(list(judge.glob("*.parquet"))) >= 2 and not judge.with_suffix(".json").exists()
-
-    total = len(list_units(folder))
-    driver = psutil.Process(run.pid)
-    stopped = stop_in_the_middle(
-        lambda: driver if judging() else None, lambda: len(list(judge.glob("*.parquet"))) < total, run
-    )
-    actors = [psutil.Process(int(name.rpartition("-")[2])) for name in claimed(sample)]
-    stopped.kill()
-    run.wait()
-    said.append("the driver was killed while judging")
-    gone = psutil.wait_procs(actors, timeout=120)[1] == []
-    said.append("its actors ended" if gone else "")
-    return said
-
-
-def list_units(folder: Path) -> range:
-    """The units of iteration 1."""
-    import pyarrow.parquet
-
-    return range(pyarrow.parquet.ParquetFile(folder / "prompts" / "part-1.parquet").num_row_groups)
-
-
-def claimed(stage: Path) -> list[str]:
-    """Names of workers at work, of those whose processes are there."""
-    from nashtune.scale.claims import at_work
-
-    work = at_work(stage)
-    names = [worker.name for worker in work.workers] if work else []
-    return [name for name in names if psutil.pid_exists(int(name.rpartition("-")[2]))]
-
-
-def lose_rank(run: subprocess.Popen, folder: Path) -> str:
-    """The second attempt: a training rank killed between two checkpoints."""
-    from test_torchrun import ranks_below
-
-    train = folder / "iteration-1" / "train"
-
-    def find() -> psutil.Process | None:
-        if not list(train.glob("checkpoint-*/state.json")):
-            return None
-        ranks = ranks_below(run.pid)
-        return ranks[1] if len(ranks) == 2 else None
-
-    rank = stop_in_the_middle(find, lambda: not train.with_suffix(".json").exists(), run)
-    rank.kill()
-    return "a training rank was killed"
-
-
 # ---- what is compared ------------------------------------------------------------------------------------------------
 
 
@@ -263,7 +138,7 @@ def weight_difference(one: Path, other: Path) -> float:
 def objects(folder: Path) -> tuple[int, int]:
     """Committed objects of sampling and judging, and units."""
     stages = [folder / "iteration-1" / name for name in ("sample", "judge")]
-    return sum(len(list(stage.glob("*.parquet"))) for stage in stages), 2 * len(list_units(folder))
+    return sum(len(list(stage.glob("*.parquet"))) for stage in stages), 2 * len(units_of(folder))
 
 
 def billed(server: str) -> int:
@@ -310,9 +185,15 @@ with Run.open(sys.argv[1]) as run:
 
 def in_python(code: str, *arguments_: str) -> None:
     path = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
-    subprocess.run(
-        [sys.executable, "-c", code, *arguments_], check=True, env={**quiet(), "PYTHONPATH": path}, capture_output=True
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments_],
+        env={**quiet(), "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
     )
+    if done.returncode:
+        raise RuntimeError(done.stderr[-3000:])
 
 
 def seeds_by_process_are_found(folder: Path, settings: dict[str, Any], address: str) -> bool:
@@ -322,7 +203,8 @@ def seeds_by_process_are_found(folder: Path, settings: dict[str, Any], address: 
     changes = on_cluster(address, runtime_env={**hook, "env_vars": {"PYTHONPATH": path}})
     name = {"name": "wrong-seeds", "oracle": {"kind": "scripted"}}
     in_python(SAMPLE, str(write(folder / "wrong-seeds.yaml", settings | changes | name)))
-    return not same_rows(folder / "runs" / "clean", folder / "runs" / "wrong-seeds")["sample"]
+    clean, wrong = (rows(folder / "runs" / name, "sample") for name in ("clean", "wrong-seeds"))
+    return len(clean) == len(wrong) and clean != wrong
 
 
 def wrong_slicing_is_found(folder: Path, settings: dict[str, Any]) -> bool:

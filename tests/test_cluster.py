@@ -30,9 +30,11 @@ needs_ray = pytest.mark.skipif(ray is None, reason="the package ray is not insta
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Any]:
     """An engine with a cluster of its own on this machine: two actors."""
+    import ray_nodes
+
     from nashtune.scale.ray_cluster import RayEngine
 
-    os.environ["RAY_memory_usage_threshold"] = "0.99"  # of a machine that others use, too
+    os.environ.update(ray_nodes.quiet())
     path = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
     settings = RaySection(max_actors=2, tries=3, runtime_env={"env_vars": {"PYTHONPATH": path}})
     engine = RayEngine(settings)
