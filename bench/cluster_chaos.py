@@ -59,8 +59,8 @@ def recipe(folder: Path, name: str, server: str, prompts: int) -> dict[str, Any]
 
 
 def on_cluster(address: str, **ray: Any) -> dict[str, Any]:
-    """Changes to a recipe: its units run on a cluster, and two ranks train."""
-    settings = {"address": address, "resources": {"sampler": 1}, "max_actors": 2, **ray}
+    """Changes to a recipe: its units run on a cluster, and two ranks train. There is never room for the third actor."""
+    settings = {"address": address, "resources": {"sampler": 1}, "max_actors": 3, **ray}
     return {"scale": {"engine": "ray", "ray": settings, "train_processes": 2}}
 
 
