@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,15 @@ import psutil
 import pytest
 import yaml
 from cluster_roles import Writer, units_in
+from test_reward_model import write_reward_model
 from tiny_chat import tiny_recipe
 
 from nashtune.errors import ModelError, RecipeError, SamplingError
 from nashtune.recipe import RaySection, parse_recipe
+from nashtune.run import Run
 from nashtune.scale.claims import at_work, open_stage
+from nashtune.stages.judging import judge
+from nashtune.stages.teacher import sample
 
 HERE = Path(__file__).parent
 try:
@@ -91,7 +96,24 @@ def test_actors_end_while_there_is_nothing_for_them_and_a_caller_may_stop_in_the
     assert len(list(engine.run(Writer(), units_in(tmp_path / "c", 2)))) == 2
 
 
-SCORED = {"validate": {"kl_samples": 1}, "iterations": 1}
+@needs_ray
+def test_an_oracle_that_computes_judges_on_the_actors_row_for_row(
+    engine: Any, tiny_folder: Path, tmp_path: Path
+) -> None:
+    engine.start()  # its cluster serves the run, too
+    oracle = {"kind": "reward_model", "model": str(write_reward_model(tmp_path / "reward"))}
+    found = {}
+    for name in ("local", "ray"):
+        scale: dict[str, Any] = {"engine": name} | ({"ray": {"max_actors": 1}} if name == "ray" else {})
+        changes = {"oracle": oracle, "teacher": {"kind": "none"}, "scale": scale, "sampling": {"engine": "scripted"}}
+        recipe = parse_recipe(tiny_recipe(tiny_folder, **changes) | {"folder": str(tmp_path / name)})
+        with Run.open(recipe) as run:
+            judgments = judge(run, sample(run, 1))
+            found[name] = [judgment for _, _, judgment in judgments]
+            facts = run.stage(1, "judge").record()["facts"]
+            assert ("units_redone" in facts) == (name == "ray")  # done as work units
+    assert len(found["local"]) == 12
+    assert found["ray"] == found["local"]
 
 
 @needs_ray
@@ -137,3 +159,21 @@ def test_an_address_where_nobody_listens_is_told_at_once(tiny_folder: Path, tmp_
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "scale.ray.address is '127.0.0.1:1', but there is no cluster" in done.stderr
+
+
+@needs_ray
+@pytest.mark.slow
+def test_a_cluster_started_for_a_run_ends_with_it_however_it_ends(tiny_folder: Path, tmp_path: Path) -> None:
+    import ray_nodes
+
+    file, run = tmp_path / "recipe.yaml", tmp_path / "tiny"
+    file.write_text(yaml.safe_dump(tiny_recipe(tiny_folder, scale={"engine": "ray"}) | {"folder": str(tmp_path)}))
+    process = subprocess.Popen([sys.executable, "-m", "nashtune.cli", "run", str(file)], env=ray_nodes.quiet())
+    while not list(run.glob("iteration-1/sample/*.parquet")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    below = psutil.Process(process.pid).children(recursive=True)
+    assert any("raylet" in child.name() for child in below)
+    process.kill()
+    process.wait()
+    assert not psutil.wait_procs(below, timeout=120)[1]
