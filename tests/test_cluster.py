@@ -101,6 +101,7 @@ def test_an_oracle_that_computes_judges_on_the_actors_row_for_row(
     engine: Any, tiny_folder: Path, tmp_path: Path
 ) -> None:
     engine.start()  # its cluster serves the run, too
+    engine.pause()
     oracle = {"kind": "reward_model", "model": str(write_reward_model(tmp_path / "reward"))}
     found = {}
     for name in ("local", "ray"):
