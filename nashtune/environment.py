@@ -25,6 +25,7 @@ PACKAGES = (
     "pyarrow",
     "pydantic",
     "numpy",
+    "ray",
 )
 
 
