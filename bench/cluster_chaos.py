@@ -53,7 +53,7 @@ def recipe(folder: Path, name: str, server: str, prompts: int) -> dict[str, Any]
         sampling={"unit_prompts": 2, "max_new_tokens": 144},
         oracle={"kind": "rubric", "engine": engine},
         teacher={"kind": "none"},
-        train={"epochs": 4, "schedule": "constant"},
+        train={"epochs": 2, "schedule": "constant"},
         validate={"kl_samples": 0},
     ) | {"name": name, "folder": str(folder / "runs")}
 

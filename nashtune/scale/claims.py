@@ -6,6 +6,7 @@ also says which unit died with it.
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shutil
@@ -13,8 +14,9 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from nashtune.store.files import read_json, write_json
+from nashtune.store.files import read_json
 
 FOLDER, PLAN = ".claims", "stage.json"
 
@@ -77,22 +79,22 @@ class Claims:
             self._file, last = file, (_read(file) if file.exists() else replace(last, unit="", before=0, lost=0))
         done = last.before + bool(last.unit)
         self._claim = replace(last, unit=target.name, started=round(time.time(), 3), before=done)
-        write_json(file, asdict(self._claim))
+        _write(file, asdict(self._claim))
 
 
 def open_stage(folder: Path, units: int) -> None:
     """Note how many units a stage has; what earlier attempts had begun and not committed is lost."""
-    write_json(folder / FOLDER / PLAN, {"units": units})
+    _write(folder / FOLDER / PLAN, {"units": units})
     for file, claim in _claims(folder):
         if claim.unit and not (folder / claim.unit).exists():
-            write_json(file, asdict(_lost(claim)))
+            _write(file, asdict(_lost(claim)))
 
 
 def lose(folder: Path, worker: str) -> None:
     """Note that a worker died. The unit that it had begun is lost, unless it is committed."""
     file = folder / FOLDER / f"{worker}.json"
     if file.exists() and (claim := _read(file)).unit and not (folder / claim.unit).exists():
-        write_json(file, asdict(_lost(claim)))
+        _write(file, asdict(_lost(claim)))
 
 
 def close_stage(folder: Path) -> int:
@@ -126,6 +128,14 @@ def _claims(folder: Path) -> Iterator[tuple[Path, Claim]]:
     for file in sorted((folder / FOLDER).glob("*.json")):
         if file.name != PLAN:
             yield file, _read(file)
+
+
+def _write(file: Path, value: dict[str, Any]) -> None:
+    """Whole or not at all, but not made safe against a power failure: it is only looked at."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    partial.write_text(json.dumps(value), encoding="utf-8")
+    partial.replace(file)
 
 
 def _read(file: Path) -> Claim:

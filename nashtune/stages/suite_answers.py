@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from nashtune.recipe import SamplingSection
 from nashtune.records import Prompt, Response
 from nashtune.sampling.on_vllm.target import Target
 from nashtune.sampling.role import Sampler
+from nashtune.scale.claims import close_stage, open_stage
 from nashtune.scale.local import Unit
 from nashtune.stage import Stage
 from nashtune.stages.candidates import PromptPart, Units
@@ -55,9 +57,9 @@ def _draw(subject: Subject, folder: Path, name: str, decoding: Decoding, prompts
     inputs = (part.fingerprint, role.identity())
     units = stage_units(stage, inputs)
 
-    def draw() -> dict[str, object]:
-        _run_units(subject, f"{subject.title}: {folder.parent.name} {name}", stage, role, part, units)
-        return response_facts(units, part)
+    def draw() -> dict[str, Any]:
+        redone = _run_units(subject, f"{subject.title}: {folder.parent.name} {name}", stage, role, part, units)
+        return response_facts(units, part) | redone
 
     once(stage, inputs, draw)
     return [answer.text for index in range(part.units) for answer in tables.read(Response, units.file(index))]
@@ -107,13 +109,18 @@ def _with_room(target: Target, subject: Subject, decoding: Decoding, prompts: Se
     return replace(target, context=-(-needed // CONTEXT_STEP) * CONTEXT_STEP)
 
 
-def _run_units(subject: Subject, title: str, stage: Stage, role: Sampler, part: PromptPart, units: Units) -> None:
+def _run_units(
+    subject: Subject, title: str, stage: Stage, role: Sampler, part: PromptPart, units: Units
+) -> dict[str, int]:
     work = [Unit(index, part.file, units.file(index)) for index in range(part.units)]
+    usual = part.prompts / max(1, part.units)
+    open_stage(stage.folder, part.units)
     if subject.run is not None:
         subject.run.take(HEAD_START)  # another model is about to be loaded
     with stage.clock() as tick, unit_progress(title, work, part) as advance:
         tokens = 0.0
         for _, facts in subject.engine().run(role, work):
-            tokens += facts["tokens"]
+            tokens += facts.get("tokens", 0)
             tick()
-            advance(int(facts["prompts"]), f"{tokens / max(tick.elapsed, 1e-9):.0f} tokens/s")
+            advance(int(facts.get("prompts", usual)), f"{tokens / max(tick.elapsed, 1e-9):.0f} tokens/s")
+    return {"units_redone": close_stage(stage.folder)}
