@@ -45,14 +45,14 @@ def stop_actor(stage: Path, others: set[str], run: subprocess.Popen) -> psutil.P
     def find() -> psutil.Process | None:
         chosen[:] = []
         try:
-            work = at_work(stage)
+            work = at_work(stage, {file.name for file in stage.glob("*.parquet")})
         except StoreError:  # cleared at this moment
             return None
         chosen[:] = [w for w in work.workers if w.unit and w.name not in others] if work else []
         return psutil.Process(int(chosen[0].name.rpartition("-")[2])) if chosen else None
 
     def still() -> bool:
-        work = at_work(stage)
+        work = at_work(stage, {file.name for file in stage.glob("*.parquet")})
         now = {w.name: w.unit for w in work.workers} if work else {}
         return bool(now.get(chosen[0].name))
 
@@ -106,7 +106,7 @@ def claimed(stage: Path) -> list[str]:
     """Names of workers at work, of those whose processes are there."""
     from nashtune.scale.claims import at_work
 
-    work = at_work(stage)
+    work = at_work(stage, {file.name for file in stage.glob("*.parquet")})
     names = [worker.name for worker in work.workers] if work else []
     return [name for name in names if psutil.pid_exists(int(name.rpartition("-")[2]))]
 

@@ -95,7 +95,7 @@ def work_of(run: Run) -> dict[str, AtWork]:
     current = next((t for t in (*range(run.recipe.iterations + 1), AVERAGE) if not run.finished(t)), AVERAGE)
     found = {}
     for folder in sorted(run.iteration_folder(current).glob(f"*/{CLAIMS}")):
-        if (work := at_work(folder.parent)) is not None:
+        if (work := at_work(folder.parent, run.stage(current, folder.parent.name).names())) is not None:
             found[f"{run.iteration_folder(current).name}/{folder.parent.name}"] = work
     return found
 

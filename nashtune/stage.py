@@ -106,6 +106,10 @@ class Stage:
         """The units that the stage's record is about, in order of the input."""
         return sorted(self.folder.glob(f"*-{self.record()['key']}.parquet"))
 
+    def names(self) -> set[str]:
+        """File names of the units committed so far."""
+        return {file.name for file in self.files()}
+
     def count(self) -> int:
         """Units committed so far."""
         return sum(1 for _ in self.folder.glob("*.parquet"))

@@ -51,4 +51,7 @@ def units_in(folder: Path, count: int) -> list[Unit]:
     source = folder / "source"
     source.parent.mkdir(parents=True, exist_ok=True)
     source.touch()
-    return [Unit(index, source, folder / "stage" / f"{index:06d}-k.parquet") for index in range(count)]
+    return [
+        Unit(index, source, folder / "stage" / f"{index:06d}-k.parquet", stage=folder / "stage")
+        for index in range(count)
+    ]

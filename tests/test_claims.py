@@ -19,36 +19,40 @@ from nashtune.scale.local import LocalEngine
 from nashtune.show import print_status, status_json
 
 
+def names(folder: Path) -> set[str]:
+    return {file.name for file in folder.glob("*.parquet")}
+
+
 def test_a_stage_under_way_by_worker(tmp_path: Path) -> None:
     folder = tmp_path / "stage"
-    open_stage(folder, 5)
+    open_stage(folder, 5, ())
     a, b = Claims("a"), Claims("b")
     for worker, number in ((a, 0), (b, 1), (a, 2)):
-        worker.begin(folder / f"{number}.parquet")
+        worker.begin(folder, f"{number}.parquet")
         if number < 2:
             (folder / f"{number}.parquet").touch()
-    found = at_work(folder)
+    found = at_work(folder, names(folder))
     assert found is not None
     assert (found.units, found.done, found.running, found.redone) == (5, 2, 1, 0)
     assert [(w.name, w.done, w.unit) for w in found.workers] == [("a", 1, "2.parquet"), ("b", 1, "")]
-    lose(folder, "a")
-    lose(folder, "b")  # its unit is committed
-    found = at_work(folder)
+    lose(folder, "a", False)
+    lose(folder, "b", True)  # its unit is committed
+    found = at_work(folder, names(folder))
     assert found is not None
     assert (found.running, found.redone) == (0, 1)
     assert close_stage(folder) == 1
-    assert at_work(folder) is None
+    assert at_work(folder, names(folder)) is None
 
 
 def test_what_a_killed_attempt_had_begun_counts_as_lost(tmp_path: Path) -> None:
     folder = tmp_path / "stage"
-    open_stage(folder, 2)
-    Claims("a").begin(folder / "0.parquet")
-    Claims("b").begin(folder / "1.parquet")
+    open_stage(folder, 2, names(folder))
+    Claims("a").begin(folder, "0.parquet")
+    Claims("b").begin(folder, "1.parquet")
     (folder / "1.parquet").touch()
-    open_stage(folder, 2)  # the next attempt
-    Claims("a").begin(folder / "0.parquet")  # a process id may come again
-    found = at_work(folder)
+    open_stage(folder, 2, names(folder))  # the next attempt
+    Claims("a").begin(folder, "0.parquet")  # a process id may come again
+    found = at_work(folder, names(folder))
     assert found is not None
     assert (found.running, found.redone) == (1, 1)
     assert [w.done for w in found.workers] == [0, 1]
@@ -57,14 +61,14 @@ def test_what_a_killed_attempt_had_begun_counts_as_lost(tmp_path: Path) -> None:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_local_engine_says_who_works(tmp_path: Path, workers: int) -> None:
     units = units_in(tmp_path, 4)
-    open_stage(tmp_path / "stage", 4)
+    open_stage(tmp_path / "stage", 4, ())
     engine = LocalEngine(workers)
     try:
         with pytest.raises(ModelError):
             list(engine.run(Writer(refused=frozenset({3}), together=workers), units))
     finally:
         engine.close()
-    found = at_work(tmp_path / "stage")
+    found = at_work(tmp_path / "stage", names(tmp_path / "stage"))
     assert found is not None
     assert len(found.workers) == workers
     assert (found.done, found.running) == (3, 1)

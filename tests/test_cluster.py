@@ -54,7 +54,7 @@ def texts(folder: Path) -> list[str]:
 @needs_ray
 def test_dead_actors_are_replaced_and_only_what_they_were_at_is_redone(engine: Any, tmp_path: Path) -> None:
     units = units_in(tmp_path, 12)
-    open_stage(tmp_path / "stage", 12)
+    open_stage(tmp_path / "stage", 12, ())
     done = list(engine.run(Writer(deadly=frozenset({2, 7}), together=2), units))
     assert sorted(unit.index for unit, _ in done) == list(range(12))
     assert all(facts == {"prompts": 2} for _, facts in done)
@@ -62,7 +62,7 @@ def test_dead_actors_are_replaced_and_only_what_they_were_at_is_redone(engine: A
     assert [text.split()[0] for text in said] == [str(n) for n in range(12)]
     begun = [len(list((tmp_path / "stage").glob(f"{n:06d}-k.begun-*"))) for n in range(12)]
     assert begun == [2 if n in (2, 7) else 1 for n in range(12)]
-    found = at_work(tmp_path / "stage")
+    found = at_work(tmp_path / "stage", {f.name for f in (tmp_path / "stage").glob("*.parquet")})
     assert found is not None
     assert (found.done, found.running, found.redone) == (12, 0, 2)
     assert list(engine.run(Writer(), units)) == []  # all are committed

@@ -11,7 +11,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -71,29 +71,29 @@ class Claims:
         self._file: Path | None = None
         self._claim = Claim(self.worker, platform.node(), "", 0.0)
 
-    def begin(self, target: Path) -> None:
-        """Say that the unit that is to become ``target`` is begun."""
-        file = target.parent / FOLDER / f"{self.worker}.json"
+    def begin(self, stage: Path, unit: str) -> None:
+        """Say that the unit that is to become the object ``unit`` is begun."""
+        file = stage / FOLDER / f"{self.worker}.json"
         last = self._claim
         if file != self._file:
             self._file, last = file, (_read(file) if file.exists() else replace(last, unit="", before=0, lost=0))
         done = last.before + bool(last.unit)
-        self._claim = replace(last, unit=target.name, started=round(time.time(), 3), before=done)
+        self._claim = replace(last, unit=unit, started=round(time.time(), 3), before=done)
         _write(file, asdict(self._claim))
 
 
-def open_stage(folder: Path, units: int) -> None:
-    """Note how many units a stage has; what earlier attempts had begun and not committed is lost."""
+def open_stage(folder: Path, units: int, committed: Collection[str]) -> None:
+    """Note how many units a stage has; what earlier attempts had begun and not ``committed`` (file names) is lost."""
     _write(folder / FOLDER / PLAN, {"units": units})
     for file, claim in _claims(folder):
-        if claim.unit and not (folder / claim.unit).exists():
+        if claim.unit and claim.unit not in committed:
             _write(file, asdict(_lost(claim)))
 
 
-def lose(folder: Path, worker: str) -> None:
-    """Note that a worker died. The unit that it had begun is lost, unless it is committed."""
+def lose(folder: Path, worker: str, committed: bool) -> None:
+    """Note that a worker died. The unit that it had begun is lost, unless that is committed."""
     file = folder / FOLDER / f"{worker}.json"
-    if file.exists() and (claim := _read(file)).unit and not (folder / claim.unit).exists():
+    if not committed and file.exists() and (claim := _read(file)).unit:
         _write(file, asdict(_lost(claim)))
 
 
@@ -104,20 +104,19 @@ def close_stage(folder: Path) -> int:
     return redone
 
 
-def at_work(folder: Path) -> AtWork | None:
-    """A stage under way, by its folder; None where nothing is known of workers there."""
+def at_work(folder: Path, committed: Collection[str]) -> AtWork | None:
+    """A stage under way, by its folder and the file names of its objects; None where nothing is known of workers there."""
     if not (folder / FOLDER / PLAN).exists():
         return None
     workers, running, redone = [], 0, 0
     for _, claim in _claims(folder):
-        busy = bool(claim.unit) and not (folder / claim.unit).exists()
+        busy = bool(claim.unit) and claim.unit not in committed
         finished = claim.before + bool(claim.unit and not busy)
         unit = claim.unit if busy else ""
         workers.append(Worker(claim.worker, claim.host, finished, unit, claim.started, claim.lost))
         running += busy
         redone += claim.lost
-    units, done = read_json(folder / FOLDER / PLAN)["units"], sum(1 for _ in folder.glob("*.parquet"))
-    return AtWork(units, done, running, redone, tuple(workers))
+    return AtWork(read_json(folder / FOLDER / PLAN)["units"], len(committed), running, redone, tuple(workers))
 
 
 def _lost(claim: Claim) -> Claim:

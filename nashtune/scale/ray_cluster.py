@@ -135,8 +135,9 @@ class RayEngine:
     def _drop(self, member: Member) -> None:
         """Be rid of an actor that died, or whose state nobody knows."""
         assert self._crew is not None
-        if member.name is not None and member.given:
-            lose(member.given[0][1].target.parent, member.name)
+        unit = member.given[0][1] if member.given else None
+        if member.name is not None and unit is not None and unit.stage is not None:
+            lose(unit.stage, member.name, unit.target.exists())
         self._crew.drop(member)
 
     def _connected(self) -> Crew:
@@ -192,7 +193,8 @@ def _knock(address: str | None) -> None:
 
 def _absolute(unit: Unit) -> Unit:
     beside = unit.beside.absolute() if unit.beside else None
-    return Unit(unit.index, unit.source.absolute(), unit.target.absolute(), beside)
+    stage = unit.stage.absolute() if unit.stage else None
+    return Unit(unit.index, unit.source.absolute(), unit.target.absolute(), beside, stage)
 
 
 def _first_line(error: BaseException) -> str:

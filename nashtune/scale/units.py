@@ -25,6 +25,8 @@ class Unit:
     target: Path
     beside: Path | None = None
     """A second input (as the prompts beside their samples)."""
+    stage: Path | None = None
+    """Folder of the stage, where workers say what they are at; None: nobody looks."""
 
 
 Facts = dict[str, float]
@@ -103,7 +105,8 @@ class Opened:
             self.rest()  # freed before the next thing is loaded
             self._value = self._open(role)
             self._key = role.key()
-        self._claims.begin(unit.target)
+        if unit.stage is not None:
+            self._claims.begin(unit.stage, unit.target.name)
         return role.work(self._value, unit)
 
     def _open(self, role: Role) -> Any:

@@ -112,9 +112,9 @@ def _with_room(target: Target, subject: Subject, decoding: Decoding, prompts: Se
 def _run_units(
     subject: Subject, title: str, stage: Stage, role: Sampler, part: PromptPart, units: Units
 ) -> dict[str, int]:
-    work = [Unit(index, part.file, units.file(index)) for index in range(part.units)]
+    work = [Unit(index, part.file, units.file(index), stage=stage.folder) for index in range(part.units)]
     usual = part.prompts / max(1, part.units)
-    open_stage(stage.folder, part.units)
+    open_stage(stage.folder, part.units, stage.names())
     if subject.run is not None:
         subject.run.take(HEAD_START)  # another model is about to be loaded
     with stage.clock() as tick, unit_progress(title, work, part) as advance:

@@ -159,10 +159,11 @@ def run_units(
     ``watch`` is called after each unit; it returns a note for the progress line, and what it raises ends the stage. Returns
     how many units were lost with a worker and done again, for the stage's facts."""
     work = [
-        Unit(index, part.file, units.file(index), beside.file(index) if beside else None) for index in range(part.units)
+        Unit(index, part.file, units.file(index), beside.file(index) if beside else None, stage.folder)
+        for index in range(part.units)
     ]
     usual = part.prompts / max(1, part.units)
-    open_stage(stage.folder, part.units)
+    open_stage(stage.folder, part.units, stage.names())
     run.take(HEAD_START)  # a model that nobody came for; another is about to be loaded
     with stage.clock() as tick, unit_progress(title, work, part) as advance:
         tokens = 0.0
