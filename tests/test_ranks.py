@@ -251,8 +251,8 @@ def test_all_ranks_refuse_what_one_of_them_sees(tmp_path: Path) -> None:
 
 def test_independent_processes_are_refused(policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "1")
-    with pytest.raises(TrainingError, match=r"scale\.train_processes is 2, but 1 processes were started together"):
-        World.join(2)
+    with pytest.raises(TrainingError, match=r"scale\.train_processes .* is 2, but 1 processes were started together"):
+        World.join(range(2, 3))
 
 
 def test_a_model_without_known_layers_is_refused() -> None:
