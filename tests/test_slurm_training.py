@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 from test_ranks import assert_same_training, six_steps, trace
-from test_torchrun import ranks_below
+from test_torchrun import ranks_below, wait_until
 from tiny_pairs import learnable_pairs, tiny_job, tiny_policy
 
 from nashtune.errors import TrainingError
@@ -152,3 +153,30 @@ def test_no_allocation_and_a_small_one_are_refused(
     monkeypatch.delenv("SLURM_JOB_ID")
     with pytest.raises(TrainingError, match=r"SLURM_JOB_ID is not set"):
         train_policy(six_steps(tmp_path, policy), scale=SLURM)
+
+
+TRAINS = """
+import sys
+from pathlib import Path
+from test_slurm_training import SLURM
+from tiny_pairs import learnable_pairs, tiny_job
+from nashtune.model.loading import fingerprint
+from nashtune.records import Policy
+from nashtune.training.trainer import train_policy
+policy = Policy(Path(sys.argv[1]), fingerprint(Path(sys.argv[1])), "zero")
+train_policy(tiny_job(Path(sys.argv[2]), policy, learnable_pairs(16), epochs=500), scale=SLURM)
+"""
+
+
+@pytest.mark.slow
+def test_nothing_outlives_a_killed_run(policy: Policy, tmp_path: Path) -> None:
+    folders = [str(Path(__file__).parent), *sys.path]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}
+    run = subprocess.Popen([sys.executable, "-c", TRAINS, policy.folder, tmp_path], env=environment)
+    steps = tmp_path / "train" / "metrics.jsonl"
+    wait_until(lambda: steps.exists() and len(steps.read_text().splitlines()) > 5, run)
+    below = psutil.Process(run.pid).children(recursive=True)
+    assert len(below) >= 5  # the one that is tied to the run, srun, two torchruns, their ranks
+    run.kill()
+    run.wait()
+    assert not psutil.wait_procs(below, timeout=60)[1]
