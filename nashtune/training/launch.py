@@ -73,11 +73,12 @@ def train_with_ranks(job: TrainJob, scale: ScaleSection, on_step: Callable[[Step
         for sign in folder.glob("pulse-*"):
             sign.unlink(missing_ok=True)
     else:
+        free = shutil.disk_usage(folder).free / 1e6
         lines = (folder / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
         raise TrainingError(
             f"iteration {job.iteration}: the {scale.ranks} training processes ended with code {code} after {RESTARTS} "
-            f"restarts; run the same command again to go on from the last checkpoint. The end of {folder / LOG}:\n"
-            + "\n".join(lines[-LAST_LINES:])
+            f"restarts ({free:,.0f} MB are free in {folder}); run the same command again to go on from the last checkpoint. "
+            f"The end of {folder / LOG}:\n" + "\n".join(lines[-LAST_LINES:])
         )
     shutil.rmtree(folder)
 
