@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nashtune.checks.command import judge_check
-from nashtune.commands import evaluation
+from nashtune.commands import evaluation, launching
 from nashtune.commands.plan import plan
 from nashtune.commands.told import told
 
@@ -26,6 +26,7 @@ app = typer.Typer(
 )
 
 evaluation.add_to(app)
+launching.add_to(app)
 
 RunFolder = Annotated[Path, typer.Argument(help="A run folder, as runs/quickstart.")]
 

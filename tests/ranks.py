@@ -56,7 +56,7 @@ def _rank(
     if before is not None:
         before()
     try:
-        world = World.join(size)
+        world = World.join(range(size, size + 1))
         train_in_world(job, job.key(), world, on_step)
         world.leave()
     except Exception as error:  # noqa: BLE001 - told to the test, which raises it

@@ -30,6 +30,7 @@ from nashtune.recipe import (
     parse_recipe,
     uncounted,
 )
+from nashtune.recipe.launch import LaunchSection
 from nashtune.recipe.loading import _sections_in
 from nashtune.recipe.objectives import SECTIONS, ObjectiveSection
 from nashtune.starter import write_starter
@@ -123,6 +124,20 @@ def test_the_papers_values_are_exact() -> None:
         (
             {"train": {"activation_gb": 2, "liger": True}, "scale": {"train_processes": 2}},
             ["train.activation_gb is for one process", "train.liger is for one process"],
+        ),
+        ({"scale": {"train_nodes": 2}}, ["scale.train_nodes is 2", "scale.launcher is 'local'", "'slurm' or 'ray'"]),
+        (
+            {"scale": {"train_nodes": 2, "launcher": "ray"}, "train": {"liger": True}},
+            ["scale.train_nodes is 2", "train.liger is for one process"],
+        ),
+        (
+            {"scale": {"train_nodes": 2, "min_train_nodes": 3, "launcher": "slurm"}},
+            ["scale.min_train_nodes is 3", "at most train_nodes"],
+        ),
+        ({"scale": {"min_train_nodes": 1}}, ["scale.min_train_nodes is 1", "with launcher 'slurm' or 'ray'"]),
+        (
+            {"scale": {"rank_prefix": ["apptainer"], "launcher": "ray"}},
+            ["scale.rank_prefix is read by launcher 'slurm' alone"],
         ),
         (
             {"train": {"activation_gb": 2, "gradient_checkpointing": True}},
@@ -235,6 +250,7 @@ def test_every_section_of_every_module_belongs_to_the_recipe_and_is_exported() -
         EvaluationFile,
         SuiteSection,
         InstructionSection,
+        LaunchSection,
     }
     assert made <= sections(Recipe, set())
     assert set(SECTIONS) == set(OBJECTIVES)
@@ -309,6 +325,7 @@ def test_neutral_settings_change_no_identity_and_identity_settings_do() -> None:
         "ScaleSection.ray",
         "ScaleSection.workers",
         "ScaleSection.train_processes",
+        *(f"ScaleSection.{name}" for name in LaunchSection.model_fields),
         "TrainSection.checkpoint_steps",
         "TrainSection.activation_gb",
         "Recipe.ledger",

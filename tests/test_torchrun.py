@@ -22,12 +22,13 @@ from tiny_pairs import learnable_pairs, tiny_job, tiny_policy
 from transformers import AutoModelForCausalLM
 
 from nashtune.errors import ModelError, TrainingError
-from nashtune.recipe import LoraSection
+from nashtune.recipe import LoraSection, ScaleSection
 from nashtune.records import Policy
 from nashtune.scale.torchrun import Torchrun
 from nashtune.training.job import StepMetrics
 from nashtune.training.trainer import train_policy
 
+TWO = ScaleSection(train_processes=2)
 NASHTUNE = [sys.executable, "-c", "from nashtune.cli import app; app()", "run"]
 
 
@@ -42,7 +43,7 @@ def ranks_below(process: int) -> list[psutil.Process]:
     for child in psutil.Process(process).children(recursive=True):
         try:
             command = child.cmdline()
-            if "nashtune.training.rank" in command and "nashtune.scale.torchrun" not in command:
+            if "nashtune.training.rank" in command and not any("nashtune.scale." in word for word in command):
                 found.append((int(child.environ()["RANK"]), child))
         except psutil.Error:  # gone by now
             continue
@@ -96,13 +97,13 @@ def test_torchrun_trains_as_one_process_and_tells_every_step(policy: Policy, tmp
     one, two = (six_steps(tmp_path / n, policy) for n in ("one", "two"))
     seen: list[StepMetrics] = []
     train_policy(one)
-    result = train_policy(two, seen.append, processes=2)
+    result = train_policy(two, seen.append, scale=TWO)
     assert_same_training(one, two)
     assert [m.step for m in seen] == [1, 2, 3, 4, 5, 6]
     assert [m.loss for m in seen] == [row["loss"] for row in trace(two)]
     assert len(result.rank_memory_gb) == 2
     assert not (two.folder / "ranks").exists()
-    assert train_policy(two, processes=2) == result
+    assert train_policy(two, scale=TWO) == result
 
 
 @pytest.mark.slow
@@ -122,7 +123,7 @@ def test_killed_ranks_go_on_from_the_last_checkpoint(policy: Policy, tmp_path: P
             killed[-1].kill()
 
     train_policy(one)
-    train_policy(two, kill_at_times, processes=2)
+    train_policy(two, kill_at_times, scale=TWO)
     assert len({process.pid for process in killed}) == 3
     assert steps == list(range(1, 201))
     assert_same_training(one, two)
@@ -132,21 +133,21 @@ def test_killed_ranks_go_on_from_the_last_checkpoint(policy: Policy, tmp_path: P
 def test_what_a_rank_refuses_is_raised_here(policy: Policy, tmp_path: Path) -> None:
     job = six_steps(tmp_path / "modules", policy, lora=LoraSection(target_modules=("w_q",)))
     with pytest.raises(ModelError, match=r"train\.lora\.target_modules: \('w_q',\)"):
-        train_policy(job, processes=2)
+        train_policy(job, scale=TWO)
     broken = tiny_policy(tmp_path / "broken")
     model = AutoModelForCausalLM.from_pretrained(broken.folder)
     with torch.no_grad():
         model.model.embed_tokens.weight.fill_(float("nan"))
     model.save_pretrained(broken.folder)
     with pytest.raises(ModelError, match="the log-prob of one is nan"):
-        train_policy(six_steps(tmp_path / "broken", broken), processes=2)
+        train_policy(six_steps(tmp_path / "broken", broken), scale=TWO)
     assert not ranks_below(os.getpid())
 
 
 def test_pairs_are_refused_before_anything_is_started(policy: Policy, tmp_path: Path) -> None:
     job = tiny_job(tmp_path, policy, [])
     with pytest.raises(TrainingError, match="0 pairs"):
-        train_policy(job, processes=2)
+        train_policy(job, scale=TWO)
     assert not (job.folder / "ranks").exists()
 
 

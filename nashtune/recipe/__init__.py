@@ -21,6 +21,7 @@ from nashtune.recipe.evaluation import (
     SuiteSettings,
 )
 from nashtune.recipe.harness import OPEN_LLM, HarnessTask
+from nashtune.recipe.launch import LaunchSection
 from nashtune.recipe.loading import load_oracle, load_recipe, parse_evaluation, parse_recipe
 from nashtune.recipe.methods import METHODS, Method
 from nashtune.recipe.objectives import Objective, ObjectiveSection, objective_section
@@ -86,6 +87,7 @@ __all__ = [
     "IfBenchSection",
     "IfEvalSection",
     "InstructionSection",
+    "LaunchSection",
     "LoraSection",
     "Method",
     "MtBenchSection",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from nashtune.recipe.evaluation import evaluation_problems
@@ -13,7 +14,7 @@ from nashtune.recipe.teachers import RemoteTeacher
 
 if TYPE_CHECKING:
     from nashtune.recipe.recipe import Recipe
-    from nashtune.recipe.sections import TrainSection
+    from nashtune.recipe.sections import ScaleSection, TrainSection
 
 THRESHOLDS = {
     "paper": ("positive_score", "margin", "student_margin", "positive_rate", "rate_margin", "student_rate_margin"),
@@ -210,7 +211,9 @@ def _training(train: TrainSection) -> Iterator[str]:
 
 def _processes(recipe: Recipe) -> Iterator[str]:
     """What several training processes cannot do."""
-    count, train = recipe.scale.train_processes, recipe.train
+    scale, train = recipe.scale, recipe.train
+    yield from _launcher(scale)
+    name, count = max(("train_processes", scale.train_processes), ("train_nodes", scale.train_nodes), key=itemgetter(1))
     if count == 1:
         return
     single = {
@@ -219,8 +222,24 @@ def _processes(recipe: Recipe) -> Iterator[str]:
         "train.optimizer 'adamw_8bit'": train.optimizer == "adamw_8bit",
         "train.lora.base 'nf4'": train.lora is not None and train.lora.base == "nf4",
     }
-    for name in (name for name, asked in single.items() if asked):
-        yield f"scale.train_processes is {count} but {name} is for one process; accepted: 1, or without {name}"
+    for setting in (setting for setting, asked in single.items() if asked):
+        yield f"scale.{name} is {count} but {setting} is for one process; accepted: 1, or without {setting}"
+
+
+def _launcher(scale: ScaleSection) -> Iterator[str]:
+    """What a launcher cannot do."""
+    if scale.launcher == "local" and scale.train_nodes > 1:
+        yield (
+            f"scale.train_nodes is {scale.train_nodes} but scale.launcher is 'local'; accepted: 1, or launcher 'slurm' or 'ray'"
+        )
+    least = scale.min_train_nodes
+    if least is not None and (scale.launcher == "local" or least > scale.train_nodes):
+        yield (
+            f"scale.min_train_nodes is {least} with launcher {scale.launcher!r} and train_nodes {scale.train_nodes}; "
+            f"accepted: null, or at most train_nodes with launcher 'slurm' or 'ray'"
+        )
+    if scale.rank_prefix and scale.launcher != "slurm":
+        yield f"scale.rank_prefix is read by launcher 'slurm' alone, and it is {scale.launcher!r}; remove it"
 
 
 def _cluster(recipe: Recipe) -> Iterator[str]:

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from nashtune.recipe.base import ADDED, NEUTRAL, Rate, Section
 from nashtune.recipe.cluster import RaySection
+from nashtune.recipe.launch import LaunchSection
 from nashtune.recipe.oracles import Oracle
 
 
@@ -323,7 +324,7 @@ class HealthSection(Section):
     """Stop the run after a judging stage that gives cause for alarm; false only reports it."""
 
 
-class ScaleSection(Section):
+class ScaleSection(LaunchSection):
     """Where the work runs; changes speed, not results beyond floating-point rounding."""
 
     engine: Literal["local", "ray"] = Field(default="local", json_schema_extra=NEUTRAL)
@@ -333,9 +334,19 @@ class ScaleSection(Section):
     workers: int = Field(default=1, ge=1, json_schema_extra=NEUTRAL)
     """Sampling processes of the local engine; more than 1 gives each cores/workers threads."""
     train_processes: int = Field(default=1, ge=1, json_schema_extra=NEUTRAL)
-    """Training processes on this machine, started by torchrun: each with a GPU of its own, or cores/train_processes threads;
-    they share weights, gradients and moments (FSDP2). May change from one attempt to the next."""
+    """Training processes on this machine (on each of train_nodes): each with a GPU of its own, or cores/train_processes
+    threads; they share weights, gradients and moments (FSDP2). May change from one attempt to the next."""
     overlap: bool = Field(default=True, json_schema_extra=NEUTRAL)
     """Let a judge behind a server begin with the first finished unit of samples, pairs be built as judgments come, and the
     trainer load its model (with train.order `judged`, compute reference log-probs too) while the judge works; false does one
     stage after the other. Results are the same."""
+
+    @property
+    def ranks(self) -> int:
+        """Training processes on all machines."""
+        return self.train_nodes * self.train_processes
+
+    @property
+    def trains_here(self) -> bool:
+        """Whether the run's own process trains."""
+        return self.launcher == "local" and self.ranks == 1

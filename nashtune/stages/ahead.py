@@ -69,7 +69,7 @@ class Ahead:
         where other processes will train."""
         settings = self._run.recipe
         waits = any(isinstance(part, recipe.PeopleOracle) for part in parts_of(settings.oracle))
-        return not waits and settings.sampling.engine != "scripted" and settings.scale.train_processes == 1
+        return not waits and settings.sampling.engine != "scripted" and settings.scale.trains_here
 
     @property
     def _early(self) -> bool:

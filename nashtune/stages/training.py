@@ -48,7 +48,7 @@ def train(run: Run, iteration: int, pairs: Iterable[Pair]) -> Policy:
         if head_start is not None and head_start.job != replace(job, pairs=()):
             head_start = None
         with stage.clock() as tick, _step_progress(job, tick) as on_step:
-            result = train_policy(job, on_step, head_start, processes=recipe.scale.train_processes)
+            result = train_policy(job, on_step, head_start, scale=recipe.scale)
         facts = {
             "replayed": sum(pair.iteration < iteration for pair in used),
             "steps": result.steps,

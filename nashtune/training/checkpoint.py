@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from nashtune.errors import TrainingError
@@ -38,7 +39,7 @@ class Checkpoint:
     def restore(self, optimizer: Optimizer) -> None:
         """Read weights and moments, each rank its parts. For all ranks.
 
-        Raises TrainingError where the checkpoint cannot be read.
+        Raises TrainingError where the checkpoint cannot be read; what a rank's death makes the others raise.
         """
         from torch.distributed.checkpoint.api import CheckpointException
         from torch.distributed.checkpoint.filesystem import FileSystemReader
@@ -50,6 +51,7 @@ class Checkpoint:
             tensors = {name: _place(name, entry, optimizer.masters) for name, entry in stored.items()}
             _quietly(lambda: load(tensors, storage_reader=reader))  # type: ignore[arg-type]
         except (CheckpointException, OSError, RuntimeError) as error:
+            _raise_if_left_alone(error)
             raise TrainingError(
                 f"{self.folder}: cannot be read ({type(error).__name__}: {str(error).splitlines()[0]}); "
                 "remove it to train from the start"
@@ -78,7 +80,7 @@ def save_checkpoint(
 ) -> None:
     """Write ``checkpoint-STEP`` into ``folder`` and drop earlier ones. ``key`` says what job it belongs to. For all ranks.
 
-    Raises TrainingError where it cannot be written.
+    Raises TrainingError where it cannot be written; what a rank's death makes the others raise.
     """
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.filesystem import FileSystemWriter
@@ -93,6 +95,7 @@ def save_checkpoint(
     try:
         _quietly(lambda: save(dict(state), storage_writer=FileSystemWriter(partial / TENSORS)))
     except (CheckpointException, OSError, RuntimeError) as error:
+        _raise_if_left_alone(error)
         raise TrainingError(
             f"{partial}: cannot be written ({type(error).__name__}: {str(error).splitlines()[0]})"
         ) from error
@@ -130,6 +133,13 @@ def _drop(folder: Path, keep: Path | None) -> None:
     for other in folder.glob(f"{PREFIX}*"):
         if other != keep:
             shutil.rmtree(other)
+
+
+def _raise_if_left_alone(error: BaseException) -> None:
+    """Among several ranks, what goes wrong with files in one of them comes as a CheckpointException to all; a bare RuntimeError
+    says that another rank is gone, after which all are started again, and is no refusal."""
+    if isinstance(error, RuntimeError) and dist.is_initialized() and dist.get_world_size() > 1:
+        raise error
 
 
 def _quietly(work: Callable[[], Any]) -> None:

@@ -61,6 +61,7 @@ class ReferenceShards:
             ids, rows = [], []
             for microbatch in self.plan.batches[shard]:
                 pairs = [self.pairs[i] for i in microbatch]
+                self.world.pulse.beat(f"reference log-probs, batch {shard + 1} of {len(self.plan.batches)}")
                 ids += [pair.id for pair in pairs]
                 rows.append(forward(pairs).cpu())
             self._write(shard, ids, torch.cat(rows))

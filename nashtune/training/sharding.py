@@ -71,6 +71,7 @@ class ShardedTrainee(Trainee):
             trainee = Trainee.load(policy, section, _whole(self.precision), seed, CPU)
             whole = trainee.parameters
         for name, part in self.parts.items():
+            self.world.pulse.beat(f"writing the policy, {name}")
             gathered = cast(DTensor, part.detach()).full_tensor()
             if trainee is not None:
                 whole[name].data.copy_(gathered)

@@ -36,7 +36,7 @@ class Steps:
         all ranks: each computes its share of the micro-batches, and all come to the same metrics, or the same refusal."""
         started = time.perf_counter()
         batch = self.plan.batches[self.plan.order[step]]
-        rows = self._backward(batch, trainee, references, first=step == 0)
+        rows = self._backward(step, batch, trainee, references)
         if not all(math.isfinite(row["loss"]) for row in rows):
             self._refuse(step, "the loss", rows)
         if step == 0 and self._starts_at_zero():
@@ -61,14 +61,15 @@ class Steps:
         )
 
     def _backward(
-        self, batch: Sequence[Sequence[int]], trainee: Trainee, references: Mapping[str, Tensor], *, first: bool
+        self, step: int, batch: Sequence[Sequence[int]], trainee: Trainee, references: Mapping[str, Tensor]
     ) -> list[dict[str, Any]]:
         """Gradients of the batch's mean loss; returns the terms of all its pairs, whoever computed them."""
         size, ranks = sum(map(len, batch)), self.world.size
         rows: list[dict[str, Any]] = []
         mine = self.world.share(batch)
-        for microbatch in mine:
-            rows += self._add_gradients(microbatch, size / ranks, trainee, references, first)
+        for count, microbatch in enumerate(mine):
+            self.world.pulse.beat(f"step {step + 1}, micro-batch {count + 1} of {len(mine)}")
+            rows += self._add_gradients(microbatch, size / ranks, trainee, references, step == 0)
         if len(mine) < -(-len(batch) // ranks):
             # Every rank has to take part in gathering weights and summing gradients: a pass that adds nothing.
             idle = shortest([self.job.pairs[i] for microbatch in batch for i in microbatch])

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from nashtune.model.allocator import freed_memory_kept, give_back_memory
 from nashtune.model.loading import fingerprint
+from nashtune.recipe import ScaleSection
 from nashtune.records import Policy
 from nashtune.store.files import write_atomic, write_json
 from nashtune.training.checkpoint import Checkpoint, last_checkpoint, remove_checkpoints, save_checkpoint
@@ -29,27 +30,27 @@ def train_policy(
     on_step: Callable[[StepMetrics], None] | None = None,
     head_start: HeadStart | None = None,
     *,
-    processes: int = 1,
+    scale: ScaleSection | None = None,
 ) -> TrainResult:
     """Train ``job.policy`` and write the new policy to ``job.output``; continues an interrupted job, bit for bit on one
     machine, and returns a finished one's result at once.
 
-    ``head_start``: what this process did for the job before its pairs were known. ``processes`` more than 1 are started by
-    torchrun and share weights and work (FSDP2); the result is that of one process but for rounding, and either goes on
-    from the other's checkpoint.
+    ``head_start``: what this process did for the job before its pairs were known. ``scale``: who starts how many processes,
+    which share weights and work (FSDP2); the result is that of one process but for rounding, and either goes on from the
+    other's checkpoint. None: this process trains.
 
-    Raises TrainingError for pairs that cannot be trained on, numbers that are not finite, or a reference that does not
-    match the policy; ModelError where the architecture cannot be trained.
+    Raises TrainingError for pairs that cannot be trained on, numbers that are not finite, a reference that does not match
+    the policy, or processes that hang or die again and again; ModelError where the architecture cannot be trained.
     """
     key = job.key()
     if (done := finished(job, key)) is not None:
         return done
     check_pairs(job)
-    if processes > 1:
-        from nashtune.training.launch import train_with_torchrun
+    if scale is not None and not scale.trains_here:
+        from nashtune.training.launch import train_with_ranks
 
-        plan_of(job, job.pairs, processes)  # what it refuses, it refuses before anything is started
-        train_with_torchrun(job, processes, on_step)
+        plan_of(job, job.pairs, scale.ranks)  # what it refuses, it refuses before anything is started
+        train_with_ranks(job, scale, on_step)
     else:
         train_in_world(job, key, ALONE, on_step, head_start)
     result = finished(job, key)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -13,11 +13,14 @@ import torch.distributed as dist
 
 from nashtune.errors import TrainingError
 from nashtune.model.loading import default_device
+from nashtune.training.pulse import Pulse
 
 T = TypeVar("T")
-PATIENCE = timedelta(minutes=30)
-"""How long a rank waits for another (one loads or reads back a whole model, say) before it takes that one for dead. On one
-machine torchrun sees a death at once and does not wait for this."""
+GRACE = timedelta(minutes=1)
+"""How much longer than the run itself a rank waits for another (one loads or reads back a whole model, say) before it takes that
+one for dead: the run can say who hangs. torchrun sees the death of a rank at once and does not wait for this."""
+BACKENDS = "cpu:gloo,cuda:nccl"
+"""NCCL between GPUs, gloo between CPUs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,33 +29,41 @@ class World:
 
     rank: int = 0
     size: int = 1
+    pulse: Pulse = field(default_factory=Pulse, compare=False, repr=False)
+    """Told how far this rank has come."""
 
     @staticmethod
-    def join(processes: int) -> World:
-        """Meet the other ranks, at the address that torchrun put into the environment; NCCL between GPUs, one for each
-        rank, gloo between CPUs.
+    def join(sizes: range, timeout_s: float = 1800) -> World:
+        """Meet the other ranks, at the address that a launcher put into the environment; NCCL between GPUs, one for each
+        rank, gloo between CPUs. A launcher may have brought them together already.
 
-        Raises TrainingError where there are not ``processes`` ranks (launchers exist that start independent jobs
-        instead), or fewer GPUs than ranks on this machine.
+        Raises TrainingError where the number of ranks is not one of ``sizes`` (launchers exist that start independent jobs
+        instead), or there are fewer GPUs than ranks on this machine.
         """
         found = int(os.environ.get("WORLD_SIZE", "1"))
-        if found != processes:
-            raise TrainingError(f"scale.train_processes is {processes}, but {found} processes were started together")
+        if found not in sizes:
+            asked = " to ".join(str(size) for size in sorted({sizes[0], sizes[-1]}))
+            raise TrainingError(
+                f"scale.train_processes (of all machines) is {asked}, but {found} processes were started together"
+            )
+        if dist.is_initialized():
+            return World(dist.get_rank(), dist.get_world_size())
         local, here = (int(os.environ.get(name, "0")) for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
+        timeout = timedelta(seconds=timeout_s) + GRACE
         if torch.cuda.is_available():
             if here > torch.cuda.device_count():
                 raise TrainingError(
                     f"scale.train_processes is {here}; accepted: at most {torch.cuda.device_count()}, a GPU for each process"
                 )
             torch.cuda.set_device(local)
-            dist.init_process_group("cpu:gloo,cuda:nccl", timeout=PATIENCE, device_id=torch.device("cuda", local))
+            dist.init_process_group(BACKENDS, timeout=timeout, device_id=torch.device("cuda", local))
         else:
-            dist.init_process_group("gloo", timeout=PATIENCE)
+            dist.init_process_group("gloo", timeout=timeout)
         return World(dist.get_rank(), dist.get_world_size())
 
     def leave(self) -> None:
         """Part from the other ranks."""
-        if self.size > 1:
+        if dist.is_initialized():
             dist.destroy_process_group()
 
     @property
@@ -99,7 +110,9 @@ class World:
         result: list[T] = []
         for turn in range(max(self.gather(here or self.size))):
             if turn == local:
+                self.pulse.beat("loading the model")
                 result.append(work())
+                self.pulse.beat("waiting until the others have loaded the model")
             self.meet()
         return result[0]
 
