@@ -4,6 +4,7 @@
     RUN/recipe.resolved.yaml     every default filled in             RUN/ledger.sqlite      paid calls
     RUN/prompts/                 the prompts, split once and kept    RUN/best/              the exported policy
     RUN/iteration-T/STAGE/       committed units of a stage          RUN/export.json        which policy that is
+                                 (or scale.store/RUN-ID/...)
     RUN/average/STAGE/           the same, of the averaged policy    RUN/report.html
     RUN/evaluations/NAME/        figures by published suites (evaluated.py)
     RUN/iteration-T/STAGE.json   the stage's record: what it was made from, what came out, how long it took
@@ -33,16 +34,20 @@ from nashtune.records import IterationSummary
 from nashtune.stage import Stage
 from nashtune.store.files import (
     exclusive,
+    files_in,
     link_once,
     read_json,
     remove_partials,
     write_atomic,
     write_json,
 )
+from nashtune.store.objects import check_store, on_store, open_store
 from nashtune.summaries import AVERAGE, called, exported_policy, selection_value, summary_from
 
 # What decides the identity of samples already drawn; a rollback or fork cannot change it under kept iterations.
 FROZEN_SECTIONS = ("name", "seed", "policy", "prompts")
+# Stages that commit no units: what they make stays in the run folder wherever units go.
+KEPT_HERE = ("pairs", "train", "weights")
 
 
 class Run:
@@ -51,6 +56,7 @@ class Run:
     def __init__(self, folder: Path, recipe: Recipe):
         self.folder = folder
         self.recipe = recipe
+        self._working = False
         self._held = ExitStack()
         self._resources: dict[str, Any] = {}
 
@@ -64,6 +70,7 @@ class Run:
         if not isinstance(recipe, Recipe):
             recipe = load_recipe(recipe_file(recipe))
         run = cls(Path(folder) if folder else Path(recipe.folder) / recipe.name, recipe)
+        run._working = True
         run._held.enter_context(exclusive(run.folder / "lock"))
         try:
             remove_partials(run.folder)
@@ -174,8 +181,33 @@ class Run:
     # ---- stage records ---------------------------------------------------------------------------------------------------
 
     def stage(self, iteration: int, name: str) -> Stage:
-        shared = self.recipe.shared
-        return Stage(self.iteration_folder(iteration), name, Path(shared).expanduser() if shared else None)
+        shared, store = self.recipe.shared, self.recipe.scale.store
+        elsewhere = None if store is None or name in KEPT_HERE else self.store_folder
+        return Stage(self.iteration_folder(iteration), name, Path(shared).expanduser() if shared else None, elsewhere)
+
+    def store_folder(self) -> Path:
+        """This run's folder on scale.store. Whoever works on the run first tests that the store creates objects once only.
+
+        Raises StoreError naming scale.store where it cannot be used.
+        """
+
+        def opened() -> Path:
+            assert self.recipe.scale.store is not None
+            folder = open_store(self.recipe.scale.store) / self.id
+            if self._working and on_store(folder):  # a folder of this machine's file system has hard links
+                check_store(folder)
+            return folder
+
+        return self.resource("store", opened)
+
+    def begun_stages(self, iteration: int) -> list[str]:
+        """Stages of an iteration that have left something, in order of their names."""
+        inside = self.iteration_folder(iteration)
+        found = {f.name for f in inside.glob("*") if f.is_dir() and f.name != "policy"}
+        found |= {f.stem for f in inside.glob("*.json") if f.name != "summary.json" and "units" in read_json(f)}
+        if self.recipe.scale.store is not None:
+            found |= {f.name for f in files_in(self.store_folder() / inside.name, "*")}
+        return sorted(found)
 
     # ---- results ---------------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from nashtune.recipe.base import ADDED, NEUTRAL, Rate, Section
 from nashtune.recipe.oracles import Oracle
+from nashtune.recipe.store_url import StoreUrl
 
 
 class PolicySection(Section):
@@ -330,6 +331,10 @@ class ScaleSection(Section):
     train_processes: int = Field(default=1, ge=1, json_schema_extra=NEUTRAL)
     """Training processes on this machine, started by torchrun: each with a GPU of its own, or cores/train_processes threads;
     they share weights, gradients and moments (FSDP2). May change from one attempt to the next."""
+    store: StoreUrl | None = Field(default=None, json_schema_extra=NEUTRAL)
+    """Where samples, log-probs and judgments are committed: an object store (s3://BUCKET/PREFIX, or another that fsspec knows:
+    gs, az, abfs), or a folder that all workers share; under it RUN-ID/iteration-T/STAGE/. Records, ledger, prompts, pairs and
+    policies stay in the run folder. null: everything does. Stages that are done are read where they were committed."""
     overlap: bool = Field(default=True, json_schema_extra=NEUTRAL)
     """Let a judge behind a server begin with the first finished unit of samples, pairs be built as judgments come, and the
     trainer load its model (with train.order `judged`, compute reference log-probs too) while the judge works; false does one

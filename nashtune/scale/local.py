@@ -20,6 +20,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from nashtune.errors import NashtuneError, SamplingError
 from nashtune.scale.lifetime import leave_with
+from nashtune.store.objects import undone
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +138,7 @@ class LocalEngine:
 
     def run(self, role: Role, units: Sequence[Unit]) -> Iterator[tuple[Unit, Facts]]:
         """Do the units that are not committed yet, yielding each as it ends (any order)."""
-        todo = [unit for unit in units if not unit.target.exists()]
+        todo = undone(units)
         if self.workers == 1 or len(todo) < (1 if self._environments else 2):
             for unit in todo:
                 yield unit, self._here.work(role, unit)

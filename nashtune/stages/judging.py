@@ -20,6 +20,7 @@ from nashtune.stages.health import health_of, stop_on_alarm
 from nashtune.stages.work import finish, once, oracle_identity, resources_of, stage_units, unit_progress
 from nashtune.store import tables
 from nashtune.store.files import create_once
+from nashtune.store.objects import undone
 from nashtune.summaries import called
 from nashtune.together import together
 
@@ -58,7 +59,7 @@ def judge_stage(run: Run, candidates: Candidates) -> tuple[Stage, tuple[Any, ...
 def _judge_all(run: Run, stage: Stage, candidates: Candidates, units: Units) -> dict[str, Any]:
     part = candidates.part
     work = [Unit(index, part.file, units.file(index)) for index in range(part.units)]
-    todo = [unit for unit in work if not unit.target.exists()]
+    todo = undone(work)
     if todo:
         check_endpoints(run, candidates.iteration, run.recipe.judge(validation=candidates.validation))
     title = f"{called(candidates.iteration)}: {stage.name}"

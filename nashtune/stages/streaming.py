@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 from nashtune import recipe
 from nashtune.judging.registry import judges_in_batches, parts_of
@@ -16,8 +17,11 @@ from nashtune.stages.ahead import Ahead
 from nashtune.stages.candidates import Candidates, Judgments
 from nashtune.stages.endpoints import check_endpoints
 from nashtune.stages.judging import judge_stage, judge_units
+from nashtune.store.objects import absent, is_there, on_store, undone
 
 POLL_SECONDS = 0.1
+STORE_POLL_SECONDS = 1.0
+"""Between requests to an object store, which are paid for."""
 LOCAL = (recipe.SelfOracle, recipe.RewardModelOracle, recipe.PreferenceModelOracle)
 """Oracles that would compete with the sampler for memory and processors."""
 
@@ -54,7 +58,7 @@ def _worthwhile(run: Run, candidates: Candidates) -> bool:
     if not judges_alongside(run, validation=candidates.validation):
         return False
     stage, _, units = judge_stage(run, candidates)
-    todo = not all(units.file(index).exists() for index in range(candidates.part.units))
+    todo = any(absent([units.file(index) for index in range(candidates.part.units)]))
     return todo and not stage.file.exists()
 
 
@@ -125,7 +129,7 @@ class _Alongside:
         stage, _, units = judge_stage(self.run, self.candidates)
         part = self.candidates.part
         work = [Unit(index, part.file, units.file(index)) for index in range(part.units)]
-        todo = [unit for unit in work if not unit.target.exists()]
+        todo = undone(work)
         await self._ready(todo[0])
         with stage.clock() as tick:
 
@@ -139,9 +143,14 @@ class _Alongside:
         """Wait until all answers to the unit's prompts are committed."""
         groups = self.candidates.groups
         files = [units.file(unit.index) for g in groups for units in (g.responses, g.logprobs) if units is not None]
+        remote = any(map(on_store, files))
         while True:
             if self.abandoned.is_set():
                 raise _Abandoned
-            if all(file.exists() for file in files):
+            if await asyncio.to_thread(_all_there, files) if remote else _all_there(files):
                 return
-            await asyncio.sleep(POLL_SECONDS)
+            await asyncio.sleep(STORE_POLL_SECONDS if remote else POLL_SECONDS)
+
+
+def _all_there(files: Sequence[Path]) -> bool:
+    return all(is_there(file) for file in files)

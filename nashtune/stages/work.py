@@ -20,6 +20,7 @@ from nashtune.run import Run
 from nashtune.scale.local import LocalEngine, Role, Unit
 from nashtune.stage import Stage
 from nashtune.stages.candidates import PromptPart, Units
+from nashtune.store.objects import absent
 from nashtune.summaries import AVERAGE, called
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ HEAD_START = "head start"
 def stage_units(stage: Stage, inputs: Sequence[Any]) -> Units:
     """Where a stage with these inputs commits its units; those that another run has made already lie there."""
     stage.borrow(inputs)
-    return Units(stage.folder, stage.key(inputs))
+    return Units(stage.units, stage.key(inputs))
 
 
 def engine_of(run: Run) -> LocalEngine:
@@ -54,8 +55,11 @@ def new_engine(sampling: SamplingSection, workers: int) -> LocalEngine:
 
 
 def warm_up(run: Run) -> None:
-    """Where something is left to do, let the sampling processes start while the prompts are read."""
+    """Where something is left to do, test the object store, and let the sampling processes start while the prompts are read.
+    Raises StoreError for a store that cannot be used."""
     if not run.finished(run.recipe.iterations):
+        if run.recipe.scale.store is not None:
+            run.store_folder()
         if run.recipe.sampling.engine == "vllm":
             from nashtune.sampling.on_vllm.place import check_installed
 
@@ -163,7 +167,7 @@ def run_units(
 @contextmanager
 def unit_progress(title: str, work: Sequence[Unit], part: PromptPart) -> Iterator[Advance]:
     """Progress over the prompts of units that are still to do."""
-    left = sum(not unit.target.exists() for unit in work)
+    left = sum(absent([unit.target for unit in work]))
     total = part.prompts if left == len(work) else round(part.prompts * left / max(1, len(work)))
     if not left:
         yield lambda count, note="": None
