@@ -146,7 +146,7 @@ def test_a_run_with_its_units_on_a_store_equals_a_local_one_and_goes_on_after_a_
     run = Run.read(folder)
     [(stage, count)] = [(n, c) for n, c in status_json(run)["pending"]["iteration-1"].items() if n == "sample"]
     assert stage == "sample"
-    assert count == 1
+    assert 1 <= count < 3
     improve(recipe_of(tiny_folder, tmp_path, scale={"store": store, "workers": 2}))
     after = objects(store)
     assert before.items() <= after.items()  # what was committed before the kill was not made again
@@ -154,8 +154,8 @@ def test_a_run_with_its_units_on_a_store_equals_a_local_one_and_goes_on_after_a_
         ours = rows_of(run, iteration)
         assert any(ours.get("sample Response" if iteration else "validate-sample Response", []))
         assert ours == rows_of(local, iteration)
-    here = {f.parent.name for f in folder.rglob("*.parquet")} - {"prompts"}
-    assert here == {"pairs"} | ({"references"} if "references" in here else set())
+    here = {f.relative_to(folder).parts[1] for f in folder.glob("iteration-*/**/*.parquet")}
+    assert here == {"pairs", "train"}
     _read_everywhere(run, local)
 
 
@@ -251,6 +251,7 @@ def test_a_store_that_cannot_be_used_is_told_at_the_start(
     s3fs.S3FileSystem.clear_instance_cache()
     if lacking == "server":
         monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
         monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
     elif lacking == "credentials":
         monkeypatch.delenv("AWS_ACCESS_KEY_ID")
@@ -273,7 +274,7 @@ def test_a_store_that_cannot_keep_the_first_of_two_is_refused(store: str, monkey
         return await put(self, path, data, **rest)
 
     monkeypatch.setattr(s3fs.S3FileSystem, "_pipe_file", forgetful)
-    with pytest.raises(StoreError, match=r"scale\.store: .*5 of 5 writers of one object .* create-if-absent"):
+    with pytest.raises(StoreError, match=r"scale\.store: .*5 of 5 writers of one object [\s\S]*create-if-absent"):
         check_store(open_store(store))
 
 

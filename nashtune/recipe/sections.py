@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from nashtune.recipe.base import ADDED, NEUTRAL, Rate, Section
 from nashtune.recipe.oracles import Oracle
@@ -77,6 +77,22 @@ class PromptsSection(Section):
     per_iteration: int | None = Field(default=None, ge=1)
     """Prompts in each iteration's part (disjoint); null divides all prompts evenly among the iterations."""
     validation: ValidationSplit = ValidationSplit()
+    streaming: bool = Field(default=False, json_schema_extra=ADDED)
+    """Read, deduplicate and split on disk rather than in memory, for millions of prompts. Needs dedupe.near null, and chance
+    rather than an even spread decides each part's share of the verifiable instructions."""
+
+    @model_validator(mode="after")
+    def _can_stream(self) -> PromptsSection:
+        if not self.streaming:
+            return self
+        if self.dedupe.near is not None:
+            raise ValueError(
+                f"streaming is true, but near duplicates (dedupe.near {self.dedupe.near:g}) are found only among prompts held "
+                "in memory; accepted: dedupe.near null, or streaming false"
+            )
+        if (built_in := self.source).startswith("nashtune:"):
+            raise ValueError(f"streaming is true, but {built_in!r} is small and not read from a file; accepted: false")
+        return self
 
 
 class DefectsSection(Section):
