@@ -85,7 +85,9 @@ class Spill:
         if not self._held:
             return
         self.rows += len(self._held)
-        columns = [pa.array(column, field.type) for column, field in zip(zip(*self._held, strict=True), ROWS, strict=True)]
+        columns = [
+            pa.array(column, field.type) for column, field in zip(zip(*self._held, strict=True), ROWS, strict=True)
+        ]
         self._held, self._characters = [], 0
         batch = pa.RecordBatch.from_arrays(columns, schema=ROWS)
         if not self._writers:
@@ -107,7 +109,9 @@ class Spill:
         for file in sorted(self._folder.glob("words-*")):
             keys = np.sort(np.fromfile(file, KEY), order=("words_high", "words_low", "number"))
             file.unlink()
-            same = (keys["words_high"][1:] == keys["words_high"][:-1]) & (keys["words_low"][1:] == keys["words_low"][:-1])
+            same = (keys["words_high"][1:] == keys["words_high"][:-1]) & (
+                keys["words_low"][1:] == keys["words_low"][:-1]
+            )
             start = np.concatenate([[0], np.flatnonzero(~same) + 1])
             first = np.repeat(keys["number"][start], np.diff([*start, len(keys)]))
             dropped = np.unique(keys["number"][keys["number"] != first])
@@ -134,7 +138,7 @@ class Spill:
         for place in np.flatnonzero(np.diff(ends, prepend=0) > 1):
             start = int(ends[place - 1]) if place else 0
             equal = order[start : ends[place]].tolist()
-            kept[place] = min(equal, key=lambda row: content_of(prompt_at(table, row)))
+            kept[place] = min(equal, key=lambda row: content_of(prompt_at(table, int(row))))
         self.repeated += rows - len(kept)
         return table.take(pa.array(kept))
 
@@ -180,7 +184,11 @@ def name_of(number: int) -> str:
 
 
 def _numbers(table: pa.Table | pa.RecordBatch, name: str) -> Numbers:
-    return table.column(name).to_numpy(zero_copy_only=False) if isinstance(table, pa.RecordBatch) else table[name].to_numpy()
+    return (
+        table.column(name).to_numpy(zero_copy_only=False)
+        if isinstance(table, pa.RecordBatch)
+        else table[name].to_numpy()
+    )
 
 
 def _keys(batch: pa.RecordBatch) -> NDArray[Any]:

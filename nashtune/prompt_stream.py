@@ -165,9 +165,7 @@ class _Selection:
 class _Training:
     """What is left for training once ``validation`` has ``count`` prompts: the first ones, unless they are there already."""
 
-    def __init__(
-        self, tables: Iterator[pa.Table], validation: pa.Table, count: int, select: _Selection, file: Path
-    ):
+    def __init__(self, tables: Iterator[pa.Table], validation: pa.Table, count: int, select: _Selection, file: Path):
         self.validation = validation
         self._tables, self._count, self._tally, self._file = tables, count, select.tally, file
 
@@ -280,4 +278,3 @@ class _GroupedFile:
         self._writer.close()
         with self._path.open("rb") as file:
             os.fsync(file.fileno())
-

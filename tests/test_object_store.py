@@ -300,4 +300,3 @@ def test_an_answer_that_says_neither_yes_nor_no_is_asked_again(store: str, monke
     calls.extend(["x", "x"])
     with pytest.raises(StoreError, match=r"scale\.store: .*other: failed as it was written to: OSError.*conflict"):
         create_once(place.with_name("other"), b"mine")
-

@@ -14,7 +14,7 @@ PASSWORD = re.compile(r"[^/@]*:[^/@]*@")
 
 
 def scheme_of(url: str) -> str:
-    """"file" for folders."""
+    """ "file" for folders."""
     return url.partition("://")[0] if "://" in url else "file"
 
 
