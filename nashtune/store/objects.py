@@ -18,7 +18,6 @@ from nashtune.errors import StoreError
 from nashtune.recipe.store_url import ACCEPTED, check_url, scheme_of
 
 
-
 class _Target(Protocol):
     @property
     def target(self) -> Path: ...
