@@ -120,7 +120,7 @@ class Spill:
             self._append("drop", found, "place")
 
     def _read(self, file: Path) -> pa.Table:
-        with pa.memory_map(str(file)) as source, pa.ipc.open_stream(source) as stream:
+        with pa.OSFile(str(file)) as source, pa.ipc.open_stream(source) as stream:
             return stream.read_all()
 
     def _distinct(self, table: pa.Table, drop: Path) -> pa.Table:

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nashtune.errors import PromptError
-from nashtune.prompt_spill import ROWS, Spill, finished, prompt_of, words_in
+from nashtune.prompt_spill import OPTIONS, ROWS, Spill, finished, prompt_of, words_in
 from nashtune.prompts import (
     PromptReport,
     Tally,
@@ -181,7 +181,7 @@ class _Training:
     def keep(self) -> int:
         """Put them all on disk, in order, and say how many they are."""
         total = 0
-        with pa.ipc.new_stream(self._file, ROWS) as writer:
+        with pa.ipc.new_stream(self._file, ROWS, options=OPTIONS) as writer:
             for table in self.tables():
                 writer.write_table(table)
                 total += table.num_rows
@@ -189,7 +189,7 @@ class _Training:
 
     def kept(self) -> Iterator[pa.Table]:
         """What ``keep`` put there."""
-        with pa.memory_map(str(self._file)) as source, pa.ipc.open_stream(source) as stream:
+        with pa.OSFile(str(self._file)) as source, pa.ipc.open_stream(source) as stream:
             for batch in stream:
                 yield pa.Table.from_batches([batch])
 

@@ -46,6 +46,16 @@ def store(server: str, request: pytest.FixtureRequest) -> str:
     return f"s3://{BUCKET}/{request.node.name}"
 
 
+@pytest.fixture
+def fresh() -> Iterator[None]:
+    """No file system object of another test, nor of this one in others: fsspec keeps them."""
+    import s3fs
+
+    s3fs.S3FileSystem.clear_instance_cache()
+    yield
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
 # ---- objects -------------------------------------------------------------------------------------------------------------
 
 
@@ -244,11 +254,10 @@ def test_a_bucket_that_is_not_there_ends_the_run_before_it_samples(
 
 @pytest.mark.parametrize("lacking", ["server", "credentials", "package"])
 def test_a_store_that_cannot_be_used_is_told_at_the_start(
-    tiny_folder: Path, tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch, lacking: str
+    tiny_folder: Path, tmp_path: Path, server: str, fresh: None, monkeypatch: pytest.MonkeyPatch, lacking: str
 ) -> None:
     import s3fs
 
-    s3fs.S3FileSystem.clear_instance_cache()
     if lacking == "server":
         monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
         monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
@@ -259,13 +268,14 @@ def test_a_store_that_cannot_be_used_is_told_at_the_start(
     else:
         monkeypatch.setitem(sys.modules, "upath", None)
     told = _refused(tiny_folder, tmp_path, f"s3://{BUCKET}/x")
-    s3fs.S3FileSystem.clear_instance_cache()
     assert told.startswith(f"scale.store: {'' if lacking != 'package' else repr(f's3://{BUCKET}/x')}")
     expected = {"server": "127.0.0.1:9", "credentials": "redentials", "package": r"pip install nashtune[s3]"}
     assert expected[lacking] in told
 
 
-def test_a_store_that_cannot_keep_the_first_of_two_is_refused(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_cannot_keep_the_first_of_two_is_refused(
+    store: str, fresh: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import s3fs
 
     put = s3fs.S3FileSystem._pipe_file
@@ -278,11 +288,12 @@ def test_a_store_that_cannot_keep_the_first_of_two_is_refused(store: str, monkey
         check_store(open_store(store))
 
 
-def test_an_answer_that_says_neither_yes_nor_no_is_asked_again(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_that_says_neither_yes_nor_no_is_asked_again(
+    store: str, fresh: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """S3 answers 409 where conditional writes meet, and some servers refuse without naming the condition."""
     import s3fs
 
-    place = open_store(store) / "unit"
     put, calls = s3fs.S3FileSystem._pipe_file, []
 
     async def vague(self: Any, path: str, data: bytes, mode: str = "overwrite", **rest: Any) -> Any:
@@ -293,6 +304,7 @@ def test_an_answer_that_says_neither_yes_nor_no_is_asked_again(store: str, monke
 
     monkeypatch.setattr(s3fs.S3FileSystem, "_pipe_file", vague)
     monkeypatch.setattr("nashtune.store.objects.PAUSE_SECONDS", 0.0)
+    place = open_store(store) / "unit"  # a file system binds its methods when it is made
     assert not create_once(place, b"mine")
     assert len(calls) == 2
     assert read_object(place) == b"another's"
