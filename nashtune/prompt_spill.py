@@ -22,7 +22,7 @@ from nashtune.seeds import canonical_json, content_hash
 from nashtune.store import tables
 
 BITS = 7
-BUCKETS = 1 << BITS
+"""Buckets are 2**BITS: each is held in memory once, and all of them have an open file."""
 HELD_ROWS = 1 << 15
 """Most prompts in memory before they go to their buckets."""
 HELD_CHARACTERS = 1 << 25
@@ -76,7 +76,7 @@ class Spill:
         for writer in self._writers:
             writer.close()
         self._find_repeated_words()
-        for bucket in range(BUCKETS):
+        for bucket in range(1 << BITS):
             if (file := self._folder / f"rows-{bucket:03d}").exists():
                 yield self._distinct(self._read(file), self._folder / f"drop-{bucket:03d}")
                 file.unlink()
@@ -91,7 +91,7 @@ class Spill:
         self._held, self._characters = [], 0
         batch = pa.RecordBatch.from_arrays(columns, schema=ROWS)
         if not self._writers:
-            files = (self._folder / f"rows-{bucket:03d}" for bucket in range(BUCKETS))
+            files = (self._folder / f"rows-{bucket:03d}" for bucket in range(1 << BITS))
             self._writers = [pa.ipc.new_stream(file, ROWS, options=OPTIONS) for file in files]
         for bucket, chosen in _by_bucket(_numbers(batch, "place")):
             self._writers[bucket].write_batch(batch.take(pa.array(chosen)))
@@ -202,7 +202,7 @@ def _by_bucket(places: Numbers) -> Iterator[tuple[int, NDArray[np.int64]]]:
     """(bucket, rows in it, in their order) of the leading bits."""
     buckets = (places >> np.uint64(64 - BITS)).astype(np.int64)
     order = np.argsort(buckets, kind="stable")
-    edges = np.searchsorted(buckets[order], np.arange(BUCKETS + 1))
-    for bucket in range(BUCKETS):
+    edges = np.searchsorted(buckets[order], np.arange((1 << BITS) + 1))
+    for bucket in range(1 << BITS):
         if edges[bucket] < edges[bucket + 1]:
             yield bucket, order[edges[bucket] : edges[bucket + 1]]

@@ -40,6 +40,8 @@ from nashtune.store.tables import SCHEMAS
 SPILL = ".spill"
 """Folder of what is being sorted, inside the folder of the prompts."""
 VALIDATION = "validation"
+MOST_UNITS = 100_000
+"""Work units of a part: its table of them is read with each unit (about 500 bytes and 3 microseconds a unit)."""
 BATCH = 4096
 """Prompts looked at together where their text is read."""
 
@@ -60,6 +62,7 @@ def stream_prompts(
     PromptError as ``load_prompts`` does, and nothing is written then.
     """
     _refuse_what_is_read_whole(section)
+    _refuse_small_units(section.per_iteration or 0, unit_prompts)
     spill = folder / SPILL
     shutil.rmtree(spill, ignore_errors=True)  # an interrupted attempt's
     try:
@@ -80,6 +83,14 @@ def _refuse_what_is_read_whole(section: PromptsSection) -> None:
             )
 
 
+def _refuse_small_units(prompts: int, unit_prompts: int) -> None:
+    if prompts > MOST_UNITS * unit_prompts:
+        raise PromptError(
+            f"sampling.unit_prompts is {unit_prompts}, and a part of {prompts} prompts would have more than {MOST_UNITS} work "
+            f"units; accepted: {-(-prompts // MOST_UNITS)} or more (`nashtune plan --calibrate` advises a size)"
+        )
+
+
 def _split(
     section: PromptsSection,
     iterations: int,
@@ -96,9 +107,9 @@ def _split(
     if section.validation.source is not None:
         others = _distribute(section, section.validation.source, spill / "held-out", seed, tally)
         for table in select.short(others):
-            taken = table.slice(0, count - validation.num_rows)
-            validation = pa.concat_tables([validation, taken])
-            spare += table.num_rows - taken.num_rows
+            missing = count - validation.num_rows
+            validation = _with_first(validation, table, missing)
+            spare += max(0, table.num_rows - missing)
         need_held_out(count, validation.num_rows, tally)
     remaining = select.clean(pool)
     train = _Training(remaining, validation, count, select, spill / "train")
@@ -110,6 +121,7 @@ def _split(
             need_training(iterations, None, total, tally)
             edges = [total * t // iterations for t in range(iterations + 1)]
             sizes = tuple(end - start for start, end in pairwise(edges))
+            _refuse_small_units(max(sizes), unit_prompts)
             unused = out.write(train.kept(), sizes)
         else:
             sizes = (section.per_iteration,) * iterations
@@ -172,7 +184,7 @@ class _Training:
     def tables(self) -> Iterator[pa.Table]:
         for table in self._tables:
             wanting = self._count - self.validation.num_rows
-            self.validation = pa.concat_tables([self.validation, table.slice(0, wanting)])
+            self.validation = _with_first(self.validation, table, wanting)
             rest = table.slice(wanting)
             held_out = words_in(rest, self.validation)
             self._tally.counts["overlap"] += int(held_out.sum())
@@ -192,6 +204,12 @@ class _Training:
         with pa.OSFile(str(self._file)) as source, pa.ipc.open_stream(source) as stream:
             for batch in stream:
                 yield pa.Table.from_batches([batch])
+
+
+def _with_first(table: pa.Table, more: pa.Table, count: int) -> pa.Table:
+    """``table`` and copies of the first ``count`` rows of ``more``: a slice, be it empty, would keep all of it in memory."""
+    count = min(count, more.num_rows)
+    return pa.concat_tables([table, more.take(pa.array(np.arange(count)))]) if count else table
 
 
 def prompts_in(table: pa.Table) -> Iterator[Prompt]:

@@ -43,7 +43,7 @@ def server() -> Iterator[str]:
 
 @pytest.fixture
 def store(server: str, request: pytest.FixtureRequest) -> str:
-    return f"s3://{BUCKET}/{request.node.name}"
+    return f"s3://{BUCKET}/{request.node.name}".replace("[", "-").rstrip("]")
 
 
 @pytest.fixture
@@ -143,8 +143,9 @@ def objects(store: str) -> dict[str, tuple[str, object]]:
     return {name: (info["ETag"], info["LastModified"]) for name, info in place.fs.find(place.path, detail=True).items()}
 
 
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_run_with_its_units_on_a_store_equals_a_local_one_and_goes_on_after_a_kill(
-    tiny_folder: Path, tmp_path: Path, local: Run, store: str
+    tiny_folder: Path, tmp_path: Path, local: Run, store: str, workers: int
 ) -> None:
     recipe = recipe_of(tiny_folder, tmp_path, scale={"store": store})
     file, folder = tmp_path / "recipe.yaml", tmp_path / "tiny"
@@ -157,7 +158,7 @@ def test_a_run_with_its_units_on_a_store_equals_a_local_one_and_goes_on_after_a_
     [(stage, count)] = [(n, c) for n, c in status_json(run)["pending"]["iteration-1"].items() if n == "sample"]
     assert stage == "sample"
     assert 1 <= count < 3
-    improve(recipe_of(tiny_folder, tmp_path, scale={"store": store, "workers": 2}))
+    improve(recipe_of(tiny_folder, tmp_path, scale={"store": store, "workers": workers}))
     after = objects(store)
     assert before.items() <= after.items()  # what was committed before the kill was not made again
     for iteration in range(3):

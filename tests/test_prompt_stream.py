@@ -16,7 +16,7 @@ import pytest
 import yaml
 from tiny_chat import tiny_recipe
 
-from nashtune import prompt_spill
+from nashtune import prompt_spill, prompt_stream
 from nashtune.errors import PromptError, RecipeError
 from nashtune.planning.lengths import local_lengths
 from nashtune.planning.work import read_work
@@ -29,6 +29,12 @@ from nashtune.stages.prepare import prompt_part, prompt_report, validation_part
 from nashtune.store import tables
 
 UNIT = 16
+
+
+@pytest.fixture(autouse=True)
+def few_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As fits a few prompts; the run and the plan below have the usual number."""
+    monkeypatch.setattr(prompt_spill, "BITS", 3)
 
 
 def rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
@@ -167,6 +173,17 @@ def test_too_few_prompts_leave_nothing_behind(tmp_path: Path, change: dict[str, 
     assert list((tmp_path / "out").iterdir()) == []
 
 
+@pytest.mark.parametrize("change", [{}, {"per_iteration": 300}])
+def test_more_units_than_a_part_can_have_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(prompt_stream, "MOST_UNITS", 10)
+    settings = section(write(tmp_path / "p.jsonl", rows(1500)), **change)
+    with pytest.raises(PromptError, match=r"unit_prompts is 16, .* more than 10 work units; accepted: (30|45) or more"):
+        stream_prompts(settings, 2, 7, tmp_path / "out", UNIT)
+    assert list((tmp_path / "out").glob("*")) == []
+
+
 def test_a_bad_row_ends_it_with_its_place_or_is_counted(tmp_path: Path) -> None:
     values = rows(200)
     values[120] = {"prompt": " ", "gold": "x"}
@@ -209,7 +226,10 @@ def test_streaming_left_out_is_not_part_of_a_recipes_identity(tiny_folder: Path)
     assert parse_recipe(recipe | {"prompts": written | {"streaming": True}}).identity_hash() != plain.identity_hash()
 
 
-def test_a_run_and_its_plan_stream_and_a_killed_split_starts_again(tiny_folder: Path, tmp_path: Path) -> None:
+def test_a_run_and_its_plan_stream_and_a_killed_split_starts_again(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
     write(tmp_path / "p.jsonl", rows(3000))
     prompts = {"source": str(tmp_path / "p.jsonl"), "dedupe": {"near": None}, "per_iteration": 100, "streaming": True}
     settings = tiny_recipe(tiny_folder, prompts=prompts, sampling={"engine": "scripted"}) | {"folder": str(tmp_path)}

@@ -36,6 +36,16 @@ def names(folder: Path, change: dict[str, Any]) -> dict[str, list[str]]:
         return {name: [f.name for f in run.stage(1, name).committed()] for name in ("sample", "judge")}
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("keys")
+
+
+@pytest.fixture(scope="module")
+def before(folder: Path) -> dict[str, list[str]]:
+    return names(folder, {})
+
+
 @pytest.mark.parametrize(
     ("change", "decides"),
     [
@@ -46,7 +56,6 @@ def names(folder: Path, change: dict[str, Any]) -> dict[str, list[str]]:
         ({"sampling": {"unit_prompts": 4}}, {"sample", "judge"}),
         ({"prompts": {"system": "Be brief."}}, {"sample", "judge"}),
         ({"oracle": {"prefer": "longer"}}, {"judge"}),
-        ({"scale": {"workers": 2}}, set()),
         ({"scale": {"overlap": False}}, set()),
         ({"oracle": {"concurrency": 2}}, set()),
         ({"health": {"min_sets": 3}}, set()),
@@ -54,7 +63,9 @@ def names(folder: Path, change: dict[str, Any]) -> dict[str, list[str]]:
     ],
     ids=str,
 )
-def test_unit_names_carry_all_that_decides_their_rows(tmp_path: Path, change: dict[str, Any], decides: set[str]) -> None:
-    before, after = names(tmp_path, {}), names(tmp_path, change)
+def test_unit_names_carry_all_that_decides_their_rows(
+    tmp_path: Path, change: dict[str, Any], decides: set[str]
+) -> None:
+    after = names(folder, change)
     assert {stage for stage in before if not set(before[stage]) & set(after[stage])} == decides
     assert {stage for stage in before if before[stage] != after[stage]} == decides
