@@ -64,7 +64,7 @@ def before(folder: Path) -> dict[str, list[str]]:
     ids=str,
 )
 def test_unit_names_carry_all_that_decides_their_rows(
-    tmp_path: Path, change: dict[str, Any], decides: set[str]
+    folder: Path, before: dict[str, list[str]], change: dict[str, Any], decides: set[str]
 ) -> None:
     after = names(folder, change)
     assert {stage for stage in before if not set(before[stage]) & set(after[stage])} == decides
