@@ -168,6 +168,11 @@ def test_a_run_with_its_units_on_a_store_equals_a_local_one_and_goes_on_after_a_
     here = {f.relative_to(folder).parts[1] for f in folder.glob("iteration-*/**/*.parquet")}
     assert here == {"pairs", "train"}
     _read_everywhere(run, local)
+    with run.fork(tmp_path / "fork", 1) as fork:
+        assert rows_of(fork, 1) == rows_of(local, 1)  # its records name the first run's objects
+        fork.rollback(0)
+        assert fork.begun_stages(1) == []
+    assert objects(store) == after
 
 
 def _read_everywhere(run: Run, local: Run) -> None:
@@ -181,6 +186,7 @@ def _read_everywhere(run: Run, local: Run) -> None:
     assert (ours.student, ours.teacher) == (theirs.student, theirs.teacher)
 
 
+@pytest.mark.slow
 def test_fork_and_rollback_find_units_on_a_store(tiny_folder: Path, tmp_path: Path, local: Run, store: str) -> None:
     recipe = recipe_of(tiny_folder, tmp_path, iterations=1, scale={"store": store})
     improve(recipe)
@@ -209,6 +215,7 @@ def test_fork_and_rollback_find_units_on_a_store(tiny_folder: Path, tmp_path: Pa
     assert len(files_in(stage.units, "*")) == 6  # the rolled-back ones beside them, under another key
 
 
+@pytest.mark.slow
 def test_a_store_named_later_takes_the_stages_that_are_not_done(tiny_folder: Path, tmp_path: Path, local: Run) -> None:
     improve(recipe_of(tiny_folder, tmp_path, iterations=1))
     shared = tmp_path / "shared-disk"
