@@ -61,7 +61,9 @@ class PromptSplit:
 
 
 @dataclass(slots=True)
-class _Tally:
+class Tally:
+    """Counts of rows and prompts left out, and why."""
+
     counts: Counter[str] = field(default_factory=Counter)
     contaminated_by: Counter[str] = field(default_factory=Counter)
     bad_rows: list[str] = field(default_factory=list)
@@ -91,7 +93,7 @@ def load_prompts(
     """
     if section.dedupe.near == 0:
         raise PromptError("prompts.dedupe.near is 0, so all prompts would be alike; accepted: above 0 to 1, or null")
-    tally = _Tally()
+    tally = Tally()
     pool, held_out = _read(section, section.source, seed, tally)
     if section.validation.source is not None:
         others, reserved = _read(section, section.validation.source, seed, tally)
@@ -107,12 +109,17 @@ def load_prompts(
         pool = _distinct(pool, section, tally)
         validation, spare = pool[:count], 0
         train = _without(pool[count:], validation, tally)
-    if len(validation) < count:
-        raise PromptError(f"prompts.validation.count is {count} but {len(validation)} prompts are there ({tally})")
+    need_held_out(count, len(validation), tally)
     parts = _divide(train, iterations, section.per_iteration, tally)
     sizes = tuple(len(part) for part in parts)
+    report = report_of(tally, sizes, len(validation), len(train) - sum(sizes) + spare)
+    return PromptSplit(parts, tuple(validation), report)
+
+
+def report_of(tally: Tally, parts: tuple[int, ...], validation: int, unused: int) -> PromptReport:
+    """What was tallied, with the sizes of what came out."""
     c = tally.counts
-    report = PromptReport(
+    return PromptReport(
         read=c["read"],
         bad=c["bad"],
         bad_rows=tuple(tally.bad_rows),
@@ -120,43 +127,47 @@ def load_prompts(
         near_duplicates=c["near"],
         overlap=c["overlap"],
         too_long=c["too_long"],
-        unused=len(train) - sum(sizes) + spare,
-        validation=len(validation),
-        parts=sizes,
+        unused=unused,
+        validation=validation,
+        parts=parts,
         contaminated=c["contaminated"],
         contaminated_by=dict(tally.contaminated_by),
     )
-    return PromptSplit(parts, tuple(validation), report)
 
 
 def read_prompts(section: PromptsSection) -> list[Prompt]:
     """A source's good prompts as they stand, undivided. Raises PromptError as ``load_prompts`` does."""
-    pool, held_out = _read(section, section.source, 0, _Tally())
+    pool, held_out = _read(section, section.source, 0, Tally())
     return [*pool, *held_out]
 
 
 # ------------------------------------------------------------------------------------------------------ rows to prompts
 
 
-def _read(section: PromptsSection, source: str, seed: int, tally: _Tally) -> tuple[list[Prompt], list[Prompt]]:
+def _read(section: PromptsSection, source: str, seed: int, tally: Tally) -> tuple[list[Prompt], list[Prompt]]:
     """(prompts, prompts that the source itself reserves for validation)."""
     if source.startswith(BUILT_IN):
         return _read_built_in(section, source.removeprefix(BUILT_IN), seed, tally)
+    return list(good_prompts(section, source, tally)), []
+
+
+def good_prompts(section: PromptsSection, source: str, tally: Tally) -> Iterator[Prompt]:
+    """The prompts of a source's rows, one at a time. Raises PromptError for a bad row (strict)."""
     columns = (section.prompt_column,) if section.prompt_column else PROMPT_COLUMNS
     wanted = [*columns, *([section.teacher_column] if section.teacher_column else []), "constraints", "topic"]
-    prompts = []
     for row in read_rows(source, section.split, wanted):
         tally.counts["read"] += 1
         try:
-            prompts.append(_prompt(row, section, columns))
+            prompt = _prompt(row, section, columns)
         except PromptError as error:
             if section.on_bad_row == "strict":
                 raise PromptError(f"{row.where}: {error}") from None
             tally.bad(f"{row.where}: {error}")
-    return prompts, []
+            continue
+        yield prompt
 
 
-def _read_built_in(section: PromptsSection, name: str, seed: int, tally: _Tally) -> tuple[list[Prompt], list[Prompt]]:
+def _read_built_in(section: PromptsSection, name: str, seed: int, tally: Tally) -> tuple[list[Prompt], list[Prompt]]:
     make = PROMPT_SETS.get(name)
     if make is None:
         accepted = ", ".join(BUILT_IN + known for known in PROMPT_SETS)
@@ -209,14 +220,14 @@ def _with_system(messages: tuple[Message, ...], system: str | None) -> tuple[Mes
 
 
 def _usable(
-    prompts: Sequence[Prompt], section: PromptsSection, seed: int, count_tokens: TokenCounter | None, tally: _Tally
+    prompts: Sequence[Prompt], section: PromptsSection, seed: int, count_tokens: TokenCounter | None, tally: Tally
 ) -> list[Prompt]:
     """Distinct prompts that are short enough, in a seeded order in which each instruction is spread evenly."""
     groups: dict[str, Prompt] = {}
     for prompt in prompts:
-        key = _folded(prompt) if section.dedupe.exact else prompt.id
+        key = folded(prompt) if section.dedupe.exact else prompt.id
         other = groups.get(key)
-        groups[key] = prompt if other is None else min(other, prompt, key=_content)
+        groups[key] = prompt if other is None else min(other, prompt, key=content_of)
     tally.counts["exact"] += len(prompts) - len(groups)
     short = list(groups.values())
     if count_tokens is not None:
@@ -242,18 +253,18 @@ def _instruction(prompt: Prompt) -> str:
     return canonical_json([[c.kind, dict(c.args)] for c in prompt.constraints])
 
 
-def _folded(prompt: Prompt) -> str:
+def folded(prompt: Prompt) -> str:
     """What prompts have in common that differ in white space alone."""
     return canonical_json([[m.role, " ".join(m.content.split())] for m in prompt.messages])
 
 
-def _content(prompt: Prompt) -> str:
+def content_of(prompt: Prompt) -> str:
     """Order among equal prompts: by content, so that the row that came first is not favoured."""
     return canonical_json([prompt.id, prompt.teacher, prompt.topic, _instruction(prompt)])
 
 
 def _distinct(
-    prompts: Sequence[Prompt], section: PromptsSection, tally: _Tally, against: Sequence[Prompt] = ()
+    prompts: Sequence[Prompt], section: PromptsSection, tally: Tally, against: Sequence[Prompt] = ()
 ) -> list[Prompt]:
     """``prompts`` without near duplicates of earlier ones or of ``against``."""
     if section.dedupe.near is None:
@@ -264,27 +275,28 @@ def _distinct(
     return [p for p, drop in zip(prompts, repeated, strict=True) if not drop]
 
 
-def _without(prompts: Sequence[Prompt], validation: Sequence[Prompt], tally: _Tally) -> list[Prompt]:
-    held_out = {_folded(p) for p in validation}
-    kept = [p for p in prompts if _folded(p) not in held_out]
+def _without(prompts: Sequence[Prompt], validation: Sequence[Prompt], tally: Tally) -> list[Prompt]:
+    held_out = {folded(p) for p in validation}
+    kept = [p for p in prompts if folded(p) not in held_out]
     tally.counts["overlap"] += len(prompts) - len(kept)
     return kept
 
 
-def _clean(prompts: Sequence[Prompt], section: PromptsSection, tally: _Tally) -> list[Prompt]:
+def _clean(prompts: Sequence[Prompt], section: PromptsSection, tally: Tally) -> list[Prompt]:
     """``prompts`` without those that share words with an evaluation, where the recipe asks for it."""
     if (settings := section.contamination) is None:
         return list(prompts)
     index = overlap_index(settings)
-    kept = []
-    for prompt in prompts:
-        found = index.overlap(user_text(prompt))
-        if found is not None:
-            tally.counts["contaminated"] += 1
-            tally.contaminated_by.update(found.sets)
-        if found is None or not settings.drop:
-            kept.append(prompt)
-    return kept
+    return [prompt for prompt in prompts if is_clean(prompt, index, settings, tally)]
+
+
+def is_clean(prompt: Prompt, index: OverlapIndex, settings: ContaminationSection, tally: Tally) -> bool:
+    """Whether a prompt stays, as far as evaluations are concerned; one that shares words with them is counted."""
+    found = index.overlap(user_text(prompt))
+    if found is not None:
+        tally.counts["contaminated"] += 1
+        tally.contaminated_by.update(found.sets)
+    return found is None or not settings.drop
 
 
 def overlap_index(settings: ContaminationSection) -> OverlapIndex:
@@ -309,14 +321,25 @@ def user_text(prompt: Prompt) -> str:
 
 
 def _divide(
-    train: Sequence[Prompt], iterations: int, per_iteration: int | None, tally: _Tally
+    train: Sequence[Prompt], iterations: int, per_iteration: int | None, tally: Tally
 ) -> tuple[tuple[Prompt, ...], ...]:
     """Parts of ``per_iteration``, or all prompts in parts whose sizes differ by one at most."""
-    asked = (per_iteration or 1) * iterations
-    if len(train) < asked:
-        what = f"{iterations} iterations with prompts.per_iteration {per_iteration or 'unset (at least 1)'}"
-        raise PromptError(f"{what} need {asked} training prompts but {len(train)} are there ({tally})")
+    need_training(iterations, per_iteration, len(train), tally)
     if per_iteration is not None:
         return tuple(tuple(train[t * per_iteration : (t + 1) * per_iteration]) for t in range(iterations))
     edges = [len(train) * t // iterations for t in range(iterations + 1)]
     return tuple(tuple(train[a:b]) for a, b in itertools.pairwise(edges))
+
+
+def need_held_out(count: int, found: int, tally: Tally) -> None:
+    """Raises PromptError where fewer than ``count`` prompts are there to be held out."""
+    if found < count:
+        raise PromptError(f"prompts.validation.count is {count} but {found} prompts are there ({tally})")
+
+
+def need_training(iterations: int, per_iteration: int | None, found: int, tally: Tally) -> None:
+    """Raises PromptError where there are fewer prompts to train on than asked for."""
+    asked = (per_iteration or 1) * iterations
+    if found < asked:
+        what = f"{iterations} iterations with prompts.per_iteration {per_iteration or 'unset (at least 1)'}"
+        raise PromptError(f"{what} need {asked} training prompts but {found} are there ({tally})")

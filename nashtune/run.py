@@ -3,7 +3,7 @@
     RUN/recipe.yaml              as written, overrides applied       RUN/environment.json   versions, git, hardware
     RUN/recipe.resolved.yaml     every default filled in             RUN/ledger.sqlite      paid calls
     RUN/prompts/                 the prompts, split once and kept    RUN/best/              the exported policy
-    RUN/iteration-T/STAGE/       committed units of a stage          RUN/export.json        which policy that is
+    RUN/iteration-T/STAGE/       committed units, if not on a store  RUN/export.json        which policy that is
     RUN/average/STAGE/           the same, of the averaged policy    RUN/report.html
     RUN/evaluations/NAME/        figures by published suites (evaluated.py)
     RUN/iteration-T/STAGE.json   the stage's record: what it was made from, what came out, how long it took
@@ -14,7 +14,6 @@ A stage is done when its record exists; a record is written last, atomically, an
 from __future__ import annotations
 
 import shutil
-import sqlite3
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -31,18 +30,15 @@ from nashtune.evaluated import iteration_of, place_of, scores_of, selection
 from nashtune.recipe import Recipe, load_recipe
 from nashtune.records import IterationSummary
 from nashtune.stage import Stage
-from nashtune.store.files import (
-    exclusive,
-    link_once,
-    read_json,
-    remove_partials,
-    write_atomic,
-    write_json,
-)
+from nashtune.store.copying import copy_ledger, link_folders
+from nashtune.store.files import exclusive, files_in, read_json, remove_partials, write_atomic, write_json
+from nashtune.store.objects import check_store, on_store, open_store
 from nashtune.summaries import AVERAGE, called, exported_policy, selection_value, summary_from
 
 # What decides the identity of samples already drawn; a rollback or fork cannot change it under kept iterations.
 FROZEN_SECTIONS = ("name", "seed", "policy", "prompts")
+# Stages that commit no units: what they make stays in the run folder wherever units go.
+KEPT_HERE = ("pairs", "train", "weights")
 
 
 class Run:
@@ -51,6 +47,7 @@ class Run:
     def __init__(self, folder: Path, recipe: Recipe):
         self.folder = folder
         self.recipe = recipe
+        self._working = False
         self._held = ExitStack()
         self._resources: dict[str, Any] = {}
 
@@ -64,6 +61,7 @@ class Run:
         if not isinstance(recipe, Recipe):
             recipe = load_recipe(recipe_file(recipe))
         run = cls(Path(folder) if folder else Path(recipe.folder) / recipe.name, recipe)
+        run._working = True
         run._held.enter_context(exclusive(run.folder / "lock"))
         try:
             remove_partials(run.folder)
@@ -174,8 +172,30 @@ class Run:
     # ---- stage records ---------------------------------------------------------------------------------------------------
 
     def stage(self, iteration: int, name: str) -> Stage:
-        shared = self.recipe.shared
-        return Stage(self.iteration_folder(iteration), name, Path(shared).expanduser() if shared else None)
+        shared, store = self.recipe.shared, self.recipe.scale.store
+        elsewhere = None if store is None or name in KEPT_HERE else self.store_folder
+        return Stage(self.iteration_folder(iteration), name, Path(shared).expanduser() if shared else None, elsewhere)
+
+    def store_folder(self) -> Path:
+        """This run's folder on scale.store. Whoever works on the run first tests that the store creates objects once only.
+
+        Raises StoreError naming scale.store where it cannot be used.
+        """
+
+        assert self.recipe.scale.store is not None
+        folder = self.resource("store", lambda: open_store(self.recipe.scale.store or "") / self.id)
+        if self._working and on_store(folder):  # a folder of this machine's file system has hard links
+            self.resource("store tested", lambda: check_store(folder))
+        return folder
+
+    def begun_stages(self, iteration: int) -> list[str]:
+        """Stages of an iteration that have left something, in order of their names."""
+        inside = self.iteration_folder(iteration)
+        found = {f.name for f in inside.glob("*") if f.is_dir() and f.name != "policy"}
+        found |= {f.stem for f in inside.glob("*.json") if f.name != "summary.json" and "units" in read_json(f)}
+        if self.recipe.scale.store is not None:
+            found |= {f.name for f in files_in(self.store_folder() / inside.name, "*")}
+        return sorted(found)
 
     # ---- results ---------------------------------------------------------------------------------------------------------
 
@@ -296,18 +316,14 @@ class Run:
         self._check_fork(recipe)
         partial = target.with_name(f".{target.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
-        for name in ["prompts", *(f"iteration-{t}" for t in range(iteration + 1))]:
-            shutil.copytree(self.folder / name, partial / name, copy_function=_link)
+        kept: list[str | Path] = ["prompts", *(f"iteration-{t}" for t in range(iteration + 1))]
         for name in (suite.called for suite in recipe.evaluate if suite in self.recipe.evaluate):
-            for place in self.folder.glob(f"evaluations/{name}/iteration-*"):
-                if (iteration_of(place.name) or 0) <= iteration:
-                    copy = partial / "evaluations" / name / place.name
-                    shutil.copytree(place, copy, copy_function=_link)
+            places = self.folder.glob(f"evaluations/{name}/iteration-*")
+            kept += [p.relative_to(self.folder) for p in places if (iteration_of(p.name) or 0) <= iteration]
+        link_folders(self.folder, partial, kept)
         write_atomic(partial / "recipe.yaml", yaml.safe_dump(recipe.written(), sort_keys=False, allow_unicode=True))
         write_json(partial / "forked.json", {"from": str(self.folder), "iteration": iteration})
-        if (ledger := self.folder / "ledger.sqlite").exists():  # what was paid for here is not paid for again there
-            with sqlite3.connect(ledger) as source, sqlite3.connect(partial / "ledger.sqlite") as copy:
-                source.backup(copy)
+        copy_ledger(self.folder / "ledger.sqlite", partial / "ledger.sqlite")
         partial.rename(target)
         return Run.open(recipe, target)
 
@@ -324,10 +340,6 @@ def recipe_file(path: str | Path) -> Path:
     """A recipe file, given it or a run folder."""
     path = Path(path)
     return path / "recipe.yaml" if (path / "recipe.yaml").is_file() else path
-
-
-def _link(source: str, target: str) -> None:
-    link_once(Path(source), Path(target))
 
 
 def runs_below(folder: Path) -> Iterator[Path]:

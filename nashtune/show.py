@@ -197,8 +197,7 @@ def pending_units(run: Run) -> dict[str, dict[str, int]]:
     current = next((t for t in range(run.recipe.iterations + 1) if not run.finished(t)), None)
     if current is None:
         return {}
-    folders = [f for f in run.iteration_folder(current).glob("*") if f.is_dir() and f.name != "policy"]
-    return {f"iteration-{current}": {f.name: run.stage(current, f.name).count() for f in sorted(folders)}}
+    return {f"iteration-{current}": {name: run.stage(current, name).count() for name in run.begun_stages(current)}}
 
 
 def _row(summary: IterationSummary, best: bool) -> list[str]:

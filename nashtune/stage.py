@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from nashtune.errors import DriftError
 from nashtune.seeds import content_hash
-from nashtune.store.files import digest_files, link_once, read_json, write_atomic, write_json
+from nashtune.store.files import digest_files, files_in, link_once, read_json, write_atomic, write_json
+from nashtune.store.objects import open_store
 
 
 class Stage:
-    """One stage of one iteration: its folder of units, and its record. ``shared`` is where runs leave units for each other."""
+    """One stage of one iteration: its folder, its units, and its record. ``shared`` is where runs leave units for each other;
+    ``store`` gives the run's folder on an object store, where its units go."""
 
-    def __init__(self, iteration_folder: Path, name: str, shared: Path | None = None):
+    def __init__(
+        self, iteration_folder: Path, name: str, shared: Path | None = None, store: Callable[[], Path] | None = None
+    ):
         self.folder = iteration_folder / name
         self.file = iteration_folder / f"{name}.json"
         self.name = name
         self.shared = shared
+        self._store = store
+
+    @property
+    def units(self) -> Path:
+        """The folder of the committed units: where the record says, else where this run's go now."""
+        if self.file.exists():
+            recorded = self.record().get("units")
+            return self.folder if recorded is None else open_store(recorded)
+        return self.folder if self._store is None else self._store() / self.file.parent.name / self.name
 
     def done(self, *inputs: Any) -> bool:
         """Whether the stage is recorded as made from ``inputs``. Raises DriftError where it was made from others.
@@ -48,13 +61,14 @@ class Stage:
     def borrow(self, inputs: Sequence[Any]) -> None:
         """Take over the units that another run made from the same inputs, if runs share theirs."""
         if self.shared is not None and not self.file.exists():
+            there = self.units
             for file in self._exchange(inputs).glob("*.parquet"):
-                link_once(file, self.folder / file.name)
+                link_once(file, there / file.name)
 
     def lend(self, inputs: Sequence[Any]) -> None:
         """Leave the units for other runs, if runs share theirs."""
         if self.shared is not None:
-            for file in self.folder.glob(f"*-{self.key(inputs)}.parquet"):
+            for file in files_in(self.units, f"*-{self.key(inputs)}.parquet"):
                 link_once(file, self._exchange(inputs) / file.name)
 
     def _exchange(self, inputs: Sequence[Any]) -> Path:
@@ -77,18 +91,18 @@ class Stage:
     def finish(self, inputs: Sequence[Any], facts: Mapping[str, Any], output: str | None = None) -> None:
         """Write the record, last of all."""
         self.lend(inputs)
-        write_json(
-            self.file,
-            {
-                "stage": self.name,
-                "fingerprint": content_hash(self.name, *inputs),
-                "key": self.key(inputs),
-                "inputs": list(inputs),
-                "output": output or digest_files(self.files()),
-                "seconds": round(self.seconds(), 3),
-                "facts": dict(facts),
-            },
-        )
+        # Of units on a store, those of these inputs: a rolled-back iteration's others may still lie there.
+        made = self.files() if self._store is None else files_in(self.units, f"*-{self.key(inputs)}.parquet")
+        record = {
+            "stage": self.name,
+            "fingerprint": content_hash(self.name, *inputs),
+            "key": self.key(inputs),
+            "inputs": list(inputs),
+            "output": output or digest_files(made),
+            "seconds": round(self.seconds(), 3),
+            "facts": dict(facts),
+        }
+        write_json(self.file, record if self._store is None else record | {"units": str(self.units)})
 
     def record(self) -> dict[str, Any]:
         return read_json(self.file)
@@ -100,11 +114,13 @@ class Stage:
 
     def files(self) -> list[Path]:
         """The committed units, in order of the input."""
-        return sorted(self.folder.glob("*.parquet"))
+        if self.units != self.folder and self.file.exists():
+            return self.committed()
+        return files_in(self.units, "*.parquet")
 
     def committed(self) -> list[Path]:
         """The units that the stage's record is about, in order of the input."""
-        return sorted(self.folder.glob(f"*-{self.record()['key']}.parquet"))
+        return files_in(self.units, f"*-{self.record()['key']}.parquet")
 
     def names(self) -> set[str]:
         """File names of the units committed so far."""
@@ -112,7 +128,7 @@ class Stage:
 
     def count(self) -> int:
         """Units committed so far."""
-        return sum(1 for _ in self.folder.glob("*.parquet"))
+        return len(files_in(self.units, "*.parquet"))
 
 
 class Clock:

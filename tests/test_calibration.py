@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from nashtune.planning.calibration import TimedSampler, fit_steps
 from nashtune.planning.plan import make_plan
 from nashtune.planning.show import print_plan
 from nashtune.planning.times import Times
+from nashtune.planning.unit_size import unit_advice
 from nashtune.recipe import Recipe, parse_recipe
 
 TIMES = Times(
@@ -54,6 +56,22 @@ def test_sampling_seconds_by_hand() -> None:
     assert TIMES.sampling(12, 2, unit_prompts=4, models=1, load=False) == pytest.approx(2 * one)
     refilled = 0.1 * (30 + 10 * 20 / 10) + 0.01 * 20 * 20 + 0.001 * 4 * 50  # 20 rows: the second ten after the first
     assert TIMES.sampling(4, 5, unit_prompts=4, models=2, load=True) == pytest.approx(2 * refilled + 2 * 3)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "unit", "told"),
+    [
+        # u prompts with 2 answers: 0.1 (30 + (2u - 10) 20/10) + 0.01 (2u) 20 + 0.001 u 50 = 1 + 0.85 u seconds
+        (100_000, 200, r"200 prompts takes 2\.9 minutes of sampling, and 2 to 5 are advised: sampling\.unit_prompts is right"),
+        (100_000, 16, r"0\.2 minutes .*sampling\.unit_prompts=222 \(3\.2 minutes"),
+        (100_000, 2000, r"28\.4 minutes .*sampling\.unit_prompts=222 "),
+        (400, 16, r"sampling\.unit_prompts=50 \(0\.7 minutes, at least 4 units for each worker"),
+        (128, 16, "128 prompts give 2 workers too few units as it is"),
+    ],
+)  # fmt: skip
+def test_the_plan_advises_units_of_minutes_that_every_worker_has_some_of(prompts: int, unit: int, told: str) -> None:
+    found = unit_advice(TIMES, prompts, 2, unit)
+    assert re.search(told, found), found
 
 
 def test_judging_and_training_seconds_by_hand() -> None:

@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
 from nashtune.errors import OracleError
 from nashtune.judging.preference_rows import USUAL, Answer, Comparison, NotComparable, comparison_of
 from nashtune.prompt_sources import READERS
@@ -91,18 +89,18 @@ def _read_file(path: Path, found: Found) -> None:
 def _read_run(run: Run, found: Found) -> None:
     """Verdicts of the training iterations; those on validation prompts stay out, so that validation stays unseen."""
     prompts = {p.id: p for p in tables.stream(Prompt, sorted(run.folder.glob("prompts/part-*.parquet")))}
-    for folder in sorted(run.folder.glob("iteration-*")):
-        units = sorted((folder / "judge").glob("*.parquet"))
+    for iteration in sorted(range(run.last_iteration() + 1), key=str):
+        units = run.stage(iteration, "judge").files()
         wanted = {name for judgment in tables.stream(Judgment, units) for name in judgment.response_ids}
-        answers = {r.id: Answer(r.text, r.finish != "length") for r in _responses(folder) if r.id in wanted}
+        answers = {r.id: Answer(r.text, r.finish != "length") for r in _responses(run, iteration) if r.id in wanted}
         for judgment in tables.stream(Judgment, units):
             _add_judgment(judgment, prompts, answers, found)
 
 
-def _responses(folder: Path) -> Iterator[Response]:
+def _responses(run: Run, iteration: int) -> Iterator[Response]:
     """All answers that an iteration's stages committed, one file in memory at a time."""
-    names = tables.SCHEMAS[Response].names
-    return tables.stream(Response, [f for f in sorted(folder.glob("*/*.parquet")) if pq.read_schema(f).names == names])
+    files = (file for name in run.begun_stages(iteration) for file in run.stage(iteration, name).files())
+    return tables.stream(Response, (file for file in files if tables.holds(Response, file)))
 
 
 def _add_judgment(

@@ -8,13 +8,10 @@ from collections.abc import Iterator, Sequence
 from nashtune.planning.cluster import Cluster
 from nashtune.planning.played import Row, Total
 from nashtune.planning.simulate import Machines, Training, Units
+from nashtune.planning.unit_size import LONGEST, SHORTEST, UNITS_EACH
 from nashtune.planning.workload import Stage
 from nashtune.recipe import Recipe
 
-SHORTEST, LONGEST = 120.0, 300.0
-"""Seconds that a work unit should take: shorter ones cost scheduling, longer ones are lost with a node."""
-UNITS_EACH = 4
-"""Units an engine should have in a stage, so that the last ones do not leave most engines idle."""
 WORTH_SAYING = 0.02
 """Share of a total below which a difference is not worth a line."""
 

@@ -22,6 +22,7 @@ from nashtune.planning.bills import (
 from nashtune.planning.evaluations import evaluation_bills, evaluations_of
 from nashtune.planning.lengths import Lengths, filler_text
 from nashtune.planning.measured import Answers, Measured
+from nashtune.planning.unit_size import unit_advice
 from nashtune.planning.work import Work
 from nashtune.recipe import BestOfN, Recipe, RemoteTeacher
 from nashtune.records import Prompt
@@ -316,6 +317,9 @@ class Estimator:
             )
         if m.times is not None:
             found += [f"seconds of {text}" for text in m.times.assumptions()]
+            sampling = self.recipe.sampling
+            models = 2 if sampling.mixture else 1
+            found.append(unit_advice(m.times, max(self.work.parts), sampling.k, sampling.unit_prompts, models))
         if self.set_bills or self.recipe.teacher.kind == "remote":
             found += [MONEY_RESTS_ON, WORST_MEANS]
         return found

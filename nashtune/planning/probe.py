@@ -76,7 +76,8 @@ def _scratch_recipe(recipe: Recipe, folder: str, ledger: Path) -> Recipe:
     """The recipe with nothing changed that decides an answer: calls go at once rather than in batches, which take a day."""
     raw = _at_once(recipe.written())
     health = raw.get("health", {}) | {"stop_on_alarm": False}
-    return parse_recipe(raw | {"folder": folder, "ledger": str(ledger), "health": health})
+    scale = raw.get("scale", {}) | {"store": None}
+    return parse_recipe(raw | {"folder": folder, "ledger": str(ledger), "health": health, "scale": scale})
 
 
 def _at_once(value: Any) -> Any:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nashtune.errors import PromptError
 from nashtune.planning.lengths import Lengths, filler_text
-from nashtune.prompts import load_prompts
+from nashtune.prompt_stream import stream_prompts
+from nashtune.prompts import PromptReport, TokenCounter, load_prompts
 from nashtune.recipe import Recipe
 from nashtune.records import Message, Prompt
 from nashtune.store import tables
+from nashtune.store.files import write_json
 
+MOST_READ = 20_000
+"""Prompts of a part that are held in memory, where it was written by an earlier run or by streaming."""
 MEASURED_PROMPTS = 32
 """Prompts that are rendered for the judge, spread over the part."""
 UNSEEN_PROMPT_CHARACTERS = 800
@@ -24,7 +29,7 @@ HUB_NAME = re.compile(r"[\w.-]+/[\w-]+")
 @dataclass(frozen=True, slots=True)
 class Work:
     """Prompts per iteration t = 1..T, held-out prompts, and a sample of both. ``how``: where the figures come from.
-    ``first``: all prompts of iteration 1, where they were read."""
+    ``first``: the prompts of iteration 1, where they were read, or the first MOST_READ of them."""
 
     parts: tuple[int, ...]
     validation: int
@@ -48,17 +53,14 @@ def read_work(recipe: Recipe, run_folder: Path, lengths: Lengths, prompts: int |
         return begun
     count = None if lengths.tokenizer is None else lengths.messages
     try:
+        if recipe.prompts.streaming:
+            return _streamed(recipe, count)
         split = load_prompts(recipe.prompts, recipe.iterations, recipe.seed, count)
     except PromptError as error:
         if not _is_out_of_reach(recipe.prompts.source):
             raise
         return _unseen(recipe, error)
-    report = split.report
-    dropped = report.exact_duplicates + report.near_duplicates
-    read = f"{report.read} rows, {dropped} duplicates and {report.too_long} too long left out"
-    how = f"prompts read from {recipe.prompts.source}: {read}"
-    if count is None:
-        how += " (length not looked at)"
+    how = _as_read(recipe, split.report, count is not None)
     train = [prompt for part in split.parts for prompt in part]
     sizes = tuple(len(part) for part in split.parts)
     held = split.validation
@@ -81,15 +83,44 @@ def _resized(recipe: Recipe, run_folder: Path, lengths: Lengths, prompts: int) -
     )
 
 
+def _as_read(recipe: Recipe, report: PromptReport, measured: bool) -> str:
+    dropped = report.exact_duplicates + report.near_duplicates
+    read = f"{report.read} rows, {dropped} duplicates and {report.too_long} too long left out"
+    return f"prompts read from {recipe.prompts.source}: {read}{'' if measured else ' (length not looked at)'}"
+
+
+def _streamed(recipe: Recipe, count: TokenCounter | None) -> Work:
+    """Split on disk, in a folder that is thrown away."""
+    with tempfile.TemporaryDirectory(prefix="nashtune-prompts-") as place:
+        folder = Path(place)
+        report = stream_prompts(
+            recipe.prompts, recipe.iterations, recipe.seed, folder, recipe.sampling.unit_prompts, count
+        )
+        write_json(folder / "report.json", {})
+        found = _begun(folder, recipe.iterations)
+    assert found is not None
+    return replace(found, how=_as_read(recipe, report, count is not None))
+
+
 def _begun(folder: Path, iterations: int) -> Work | None:
     files = [folder / f"part-{t}.parquet" for t in range(1, iterations + 1)]
     held_out = folder / "validation.parquet"
     if not all(file.exists() for file in (*files, held_out, folder / "report.json")):
         return None
     sizes = tuple(tables.shape(file)[0] for file in files)
-    first, held = tuple(tables.read(Prompt, files[0])), tuple(tables.read(Prompt, held_out))
+    first, held = _first(files[0]), tuple(tables.read(Prompt, held_out))
     how = f"prompts as this run split them ({folder})"
     return Work(sizes, len(held), _spread(first), _spread(held), how, first)
+
+
+def _first(file: Path) -> tuple[Prompt, ...]:
+    """All prompts of a part, or as many units as hold MOST_READ: they are in random order, so the first ones will do."""
+    read: list[Prompt] = []
+    for group in range(tables.shape(file)[1]):
+        if len(read) >= MOST_READ:
+            break
+        read += tables.read(Prompt, file, group)
+    return tuple(read)
 
 
 def _is_out_of_reach(source: str) -> bool:

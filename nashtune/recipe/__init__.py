@@ -41,23 +41,20 @@ from nashtune.recipe.oracles import (
     ScriptedOracle,
     SelfOracle,
 )
+from nashtune.recipe.prompts import ContaminationSection, DedupeSection, PromptsSection, ValidationSplit
 from nashtune.recipe.recipe import Recipe
 from nashtune.recipe.sections import (
     BudgetSection,
-    ContaminationSection,
-    DedupeSection,
     DefectsSection,
     HealthSection,
     LoraSection,
     PairsSection,
     PolicySection,
-    PromptsSection,
     ReplaySection,
     SamplingSection,
     ScaleSection,
     TrainSection,
     ValidateSection,
-    ValidationSplit,
     VllmSection,
 )
 from nashtune.recipe.teachers import BestOfN, ColumnTeacher, NoTeacher, RemoteTeacher, ScriptedTeacher, Teacher

@@ -12,12 +12,12 @@ from nashtune.recipe.evaluation import SuiteSettings
 from nashtune.recipe.methods import METHODS, with_method, without
 from nashtune.recipe.objectives import DEFAULT_OBJECTIVE, Objective, objective_section
 from nashtune.recipe.oracles import Oracle
+from nashtune.recipe.prompts import PromptsSection
 from nashtune.recipe.sections import (
     BudgetSection,
     HealthSection,
     PairsSection,
     PolicySection,
-    PromptsSection,
     ReplaySection,
     SamplingSection,
     ScaleSection,

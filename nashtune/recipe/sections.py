@@ -10,6 +10,7 @@ from nashtune.recipe.base import ADDED, NEUTRAL, Rate, Section
 from nashtune.recipe.cluster import RaySection
 from nashtune.recipe.launch import LaunchSection
 from nashtune.recipe.oracles import Oracle
+from nashtune.recipe.store_url import StoreUrl
 
 
 class PolicySection(Section):
@@ -22,62 +23,6 @@ class PolicySection(Section):
     """Hub revision (commit, tag or branch)."""
     trust_remote_code: bool = False
     """Run model code shipped with the weights."""
-
-
-class DedupeSection(Section):
-    """Removal of repeated prompts."""
-
-    exact: bool = True
-    """Drop prompts equal after NFC and whitespace folding."""
-    near: Rate | None = 0.9
-    """Drop prompts whose word 5-gram Jaccard similarity with a kept one is at least this; null keeps them."""
-
-
-class ValidationSplit(Section):
-    """Held-out prompts; never trained on."""
-
-    count: int = Field(default=64, ge=1)
-    """Number of prompts held out."""
-    source: str | None = None
-    """A separate source for validation prompts (same formats); null holds out a part of `prompts.source`."""
-
-
-class ContaminationSection(Section):
-    """Training prompts that share a run of words with the prompts of evaluations."""
-
-    against: tuple[str, ...] = Field(min_length=1)
-    """The evaluations' prompts: sources of the same kinds as `prompts.source`."""
-    words: int = Field(default=10, ge=3)
-    """Length of a run of words that counts; a shorter evaluation prompt counts as a whole."""
-    drop: bool = True
-    """Leave such prompts out of training; false only counts them."""
-
-
-class PromptsSection(Section):
-    """What the policy is asked."""
-
-    source: str
-    """A file (.jsonl, .json, .parquet, .csv, .txt), a folder of them, a saved data set folder, a Hugging Face data set
-    name, or `nashtune:constraints` (the built-in verifiable instructions)."""
-    split: str = "train"
-    """Split of a Hugging Face data set."""
-    prompt_column: str | None = None
-    """Column with a string or a list of chat messages; null takes the first of messages, prompt, instruction,
-    question, text that exists."""
-    system: str | None = None
-    """System prompt put before prompts that bring none."""
-    teacher_column: str | None = None
-    """Column with the teacher's answer."""
-    on_bad_row: Literal["strict", "skip"] = "strict"
-    """strict: a bad row ends the run with its line and reason; skip: it is counted and left out."""
-    dedupe: DedupeSection = DedupeSection()
-    contamination: ContaminationSection | None = Field(default=None, json_schema_extra=ADDED)
-    """Look for overlap with evaluations; null does not."""
-    max_prompt_tokens: int = Field(default=1024, ge=8)
-    """Prompts longer than this after the chat template are left out and counted (tokens)."""
-    per_iteration: int | None = Field(default=None, ge=1)
-    """Prompts in each iteration's part (disjoint); null divides all prompts evenly among the iterations."""
-    validation: ValidationSplit = ValidationSplit()
 
 
 class DefectsSection(Section):
@@ -336,6 +281,10 @@ class ScaleSection(LaunchSection):
     train_processes: int = Field(default=1, ge=1, json_schema_extra=NEUTRAL)
     """Training processes on this machine (on each of train_nodes): each with a GPU of its own, or cores/train_processes
     threads; they share weights, gradients and moments (FSDP2). May change from one attempt to the next."""
+    store: StoreUrl | None = Field(default=None, json_schema_extra=NEUTRAL)
+    """Where samples, log-probs and judgments are committed: an object store (s3://BUCKET/PREFIX, or another that fsspec knows:
+    gs, az, abfs), or a folder that all workers share; under it RUN-ID/iteration-T/STAGE/. Records, ledger, prompts, pairs and
+    policies stay in the run folder. null: everything does. Stages that are done are read where they were committed."""
     overlap: bool = Field(default=True, json_schema_extra=NEUTRAL)
     """Let a judge behind a server begin with the first finished unit of samples, pairs be built as judgments come, and the
     trainer load its model (with train.order `judged`, compute reference log-probs too) while the judge works; false does one

@@ -13,6 +13,7 @@ from multiprocessing.connection import Connection, wait
 from nashtune.errors import SamplingError
 from nashtune.scale.lifetime import leave_with
 from nashtune.scale.units import Facts, Opened, Reopening, Resting, Role, Unit, obey
+from nashtune.store.objects import undone
 
 __all__ = ["Facts", "LocalEngine", "Reopening", "Resting", "Role", "Unit"]
 
@@ -33,7 +34,7 @@ class LocalEngine:
 
     def run(self, role: Role, units: Sequence[Unit]) -> Iterator[tuple[Unit, Facts]]:
         """Do the units that are not committed yet, yielding each as it ends (any order)."""
-        todo = [unit for unit in units if not unit.target.exists()]
+        todo = undone(units)
         if self.workers == 1 or len(todo) < (1 if self._environments else 2):
             for unit in todo:
                 yield unit, self._here.work(role, unit)

@@ -22,6 +22,7 @@ from nashtune.recipe import RaySection
 from nashtune.scale.claims import lose
 from nashtune.scale.ray_crew import Crew, Member
 from nashtune.scale.units import Facts, Role, Unit
+from nashtune.store.objects import is_there, on_store, undone
 
 WAIT_S = 0.5
 """How long a look at the actors waits for news."""
@@ -55,7 +56,7 @@ class RayEngine:
 
     def run(self, role: Role, units: Sequence[Unit]) -> Iterator[tuple[Unit, Facts]]:
         """Do the units that are not committed yet, yielding each as it ends (any order)."""
-        todo = deque(_absolute(unit) for unit in units if not unit.target.exists())
+        todo = deque(_absolute(unit) for unit in undone(units))
         if not todo:
             return
         crew = self._connected()
@@ -119,7 +120,7 @@ class RayEngine:
         others = [left for _, left in member.given][1:]
         self._drop(member)
         todo.extendleft(reversed(others))
-        if unit.target.exists():  # committed with its last breath
+        if is_there(unit.target):  # committed with its last breath
             yield unit, {}
             return
         self._lost[unit.target] += 1
@@ -137,7 +138,7 @@ class RayEngine:
         assert self._crew is not None
         unit = member.given[0][1] if member.given else None
         if member.name is not None and unit is not None and unit.stage is not None:
-            lose(unit.stage, member.name, unit.target.exists())
+            lose(unit.stage, member.name, is_there(unit.target))
         self._crew.drop(member)
 
     def _connected(self) -> Crew:
@@ -192,9 +193,12 @@ def _knock(address: str | None) -> None:
 
 
 def _absolute(unit: Unit) -> Unit:
-    beside = unit.beside.absolute() if unit.beside else None
-    stage = unit.stage.absolute() if unit.stage else None
-    return Unit(unit.index, unit.source.absolute(), unit.target.absolute(), beside, stage)
+    """Its places as every process finds them, wherever it was started; a store's are so already."""
+    places = (unit.source, unit.target, unit.beside, unit.stage)
+    source, target, beside, stage = (p if p is None or on_store(p) else p.absolute() for p in places)
+    assert source is not None
+    assert target is not None
+    return Unit(unit.index, source, target, beside, stage)
 
 
 def _first_line(error: BaseException) -> str:

@@ -10,6 +10,7 @@ from contextlib import ExitStack, suppress
 
 from nashtune.errors import SamplingError
 from nashtune.scale.units import Facts, Opened, Role, Unit, obey
+from nashtune.store.objects import is_there
 
 
 class RayWorker:
@@ -33,7 +34,7 @@ class RayWorker:
     def work(self, role: Role, unit: Unit) -> tuple[Facts, Exception | None, bool]:
         """Do a unit -> its facts, what went wrong, and whether another worker may fare better."""
         self._set_up()
-        if not unit.source.exists():
+        if not is_there(unit.source):
             return {}, _unseen(unit), False
         facts, error = obey(self._opened, (role, unit))
         return facts, error, isinstance(error, SamplingError)

@@ -23,6 +23,7 @@ from nashtune.stages.endpoints import check_endpoints
 from nashtune.stages.work import finish, once, oracle_identity, resources_of, stage_units
 from nashtune.store import tables
 from nashtune.store.files import create_once
+from nashtune.store.objects import is_there
 from nashtune.together import together
 
 STAGE = "anchor-judge"
@@ -46,7 +47,7 @@ def judge_anchors(run: Run, iteration: int, first: Candidates) -> None:
             progress(f"iteration {iteration}: {STAGE}", times * len(sets), "prompts") as advance,
         ):
             for time in range(times):
-                if not units.file(time).exists():
+                if not is_there(units.file(time)):
                     seeds = [seed_for(run.recipe.seed, "anchor", iteration, time, prompt.id) for prompt, _ in sets]
                     create_once(units.file(time), tables.encode(Judgment, finish(_judged(run, iteration, sets, seeds))))
                 advance(len(sets), "")

@@ -95,7 +95,7 @@ def _judged(run: Run, iteration: int, stage: Stage) -> Iterator[tuple[list[Respo
     else:
         places = [(t, "validate-sample") for t in range(iteration + 1)]
         places.append((0, "validate-teacher"))
-    answered = [Units(s.folder, s.record()["key"]) for t, name in places if (s := run.stage(t, name)).file.exists()]
+    answered = [Units(s.units, s.record()["key"]) for t, name in places if (s := run.stage(t, name)).file.exists()]
     for index, file in enumerate(stage.committed()):
         answers = {r.id: r for units in answered for r in tables.read(Response, units.file(index))}
         for judgment in tables.read(Judgment, file):

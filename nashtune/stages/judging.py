@@ -31,6 +31,7 @@ from nashtune.stages.work import (
 )
 from nashtune.store import tables
 from nashtune.store.files import create_once
+from nashtune.store.objects import undone
 from nashtune.summaries import called
 from nashtune.together import together
 
@@ -69,7 +70,7 @@ def judge_stage(run: Run, candidates: Candidates) -> tuple[Stage, tuple[Any, ...
 def _judge_all(run: Run, stage: Stage, candidates: Candidates, units: Units) -> dict[str, Any]:
     part = candidates.part
     work = [Unit(index, part.file, units.file(index)) for index in range(part.units)]
-    todo = [unit for unit in work if not unit.target.exists()]
+    todo = undone(work)
     section = run.recipe.judge(validation=candidates.validation)
     title = f"{called(candidates.iteration)}: {stage.name}"
     if section is not None and computes(section) and run.recipe.scale.engine == "ray":

@@ -13,6 +13,7 @@ from nashtune.run import Run
 from nashtune.stages.candidates import Judgments
 from nashtune.store import tables
 from nashtune.store.files import write_atomic
+from nashtune.store.objects import is_there
 
 BEGUN = "pairs begun"
 """Where pairs that were begun while the judge was at work are left."""
@@ -56,7 +57,7 @@ class PairMaker:
     @property
     def ready(self) -> bool:
         """Whether the next unit is judged."""
-        return self._next < self.judgments.candidates.part.units and self.judgments.units.file(self._next).exists()
+        return self._next < self.judgments.candidates.part.units and is_there(self.judgments.units.file(self._next))
 
     def next_unit(self) -> Iterator[Made]:
         """The prompts of the next unit that gave pairs, with the answers in them; to be used up before the next call."""

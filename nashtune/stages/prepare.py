@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from nashtune.prompt_stream import stream_prompts
 from nashtune.prompts import load_prompts
 from nashtune.records import Message, Prompt
 from nashtune.run import Run
@@ -38,8 +39,13 @@ def prompt_folder(run: Run) -> Path:
 
 def _split(run: Run) -> None:
     recipe, folder = run.recipe, run.folder / "prompts"
-    split = load_prompts(recipe.prompts, recipe.iterations, recipe.seed, _token_counter(run))
     size = recipe.sampling.unit_prompts
+    if recipe.prompts.streaming:
+        counter = _token_counter(run)
+        report = stream_prompts(recipe.prompts, recipe.iterations, recipe.seed, folder, size, counter)
+        write_json(folder / "report.json", asdict(report))
+        return
+    split = load_prompts(recipe.prompts, recipe.iterations, recipe.seed, _token_counter(run))
     named = {f"part-{t}": part for t, part in enumerate(split.parts, 1)} | {"validation": split.validation}
     for name, prompts in named.items():
         file = folder / f"{name}.parquet"

@@ -18,8 +18,12 @@ from nashtune.stages.endpoints import check_endpoints
 from nashtune.stages.judging import is_waited_for, judge_stage, judge_units
 from nashtune.stages.local_judge import LOCAL
 from nashtune.stages.work import engine_of
+from nashtune.store.files import files_in
+from nashtune.store.objects import absent, on_store, undone
 
 POLL_SECONDS = 0.1
+STORE_POLL_SECONDS = 1.0
+"""Between requests to an object store, which are paid for."""
 
 Watch = Callable[[], str]
 """Called by the sampler after each unit: raises what stopped the judge, returns a note for the progress line."""
@@ -54,7 +58,7 @@ def _worthwhile(run: Run, candidates: Candidates) -> bool:
     if not judges_alongside(run, validation=candidates.validation):
         return False
     stage, _, units = judge_stage(run, candidates)
-    todo = not all(units.file(index).exists() for index in range(candidates.part.units))
+    todo = any(absent([units.file(index) for index in range(candidates.part.units)]))
     return todo and not stage.file.exists()
 
 
@@ -79,6 +83,7 @@ class Arriving:
 
     def __init__(self, candidates: Candidates, units: Sequence[Unit], abandoned: threading.Event):
         self._groups = [units for g in candidates.groups for units in (g.responses, g.logprobs) if units is not None]
+        self._remote = any(on_store(units.folder) for units in self._groups)
         self._waiting = {unit.index: unit for unit in units}
         self._here: deque[Unit] = deque()
         self._abandoned = abandoned
@@ -92,10 +97,10 @@ class Arriving:
             if self._abandoned.is_set():
                 raise _Abandoned
             if not self._here:
-                self._look()
+                await asyncio.to_thread(self._look)
             if self._here:
                 return self._here.popleft()
-            await asyncio.sleep(POLL_SECONDS)
+            await asyncio.sleep(STORE_POLL_SECONDS if self._remote else POLL_SECONDS)
         return None
 
     def give_back(self, unit: Unit) -> None:
@@ -103,7 +108,7 @@ class Arriving:
 
     def _look(self) -> None:
         """One listing of each folder, however many units there are."""
-        there = [{file.name for file in units.folder.glob("*.parquet")} for units in self._groups]
+        there = [{file.name for file in files_in(units.folder, "*.parquet")} for units in self._groups]
         for index in list(self._waiting):
             if all(units.file(index).name in names for units, names in zip(self._groups, there, strict=True)):
                 self._here.append(self._waiting.pop(index))
@@ -156,7 +161,7 @@ class _Alongside:
         stage, _, units = judge_stage(self.run, self.candidates)
         part = self.candidates.part
         work = [Unit(index, part.file, units.file(index)) for index in range(part.units)]
-        arriving = Arriving(self.candidates, [unit for unit in work if not unit.target.exists()], self.abandoned)
+        arriving = Arriving(self.candidates, undone(work), self.abandoned)
         first = await arriving.next()
         assert first is not None
         arriving.give_back(first)

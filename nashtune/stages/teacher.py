@@ -35,6 +35,7 @@ from nashtune.stages.work import (
 )
 from nashtune.store import tables
 from nashtune.store.files import create_once
+from nashtune.store.objects import undone
 from nashtune.together import together
 
 Answers = Callable[[int, list[Prompt]], Awaitable[list[Response]]]
@@ -101,7 +102,7 @@ async def _teach(
             advance(len(prompts), "")
             tick()
 
-        todo = [unit for unit in work if not unit.target.exists()]
+        todo = undone(work)
         try:
             if pool and wants_all_at_once(run.recipe.oracle):
                 await together(map(one, todo))

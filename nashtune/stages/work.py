@@ -22,6 +22,7 @@ from nashtune.scale.local import LocalEngine
 from nashtune.scale.units import Role, Unit, WorkEngine
 from nashtune.stage import Stage
 from nashtune.stages.candidates import PromptPart, Units
+from nashtune.store.objects import absent
 from nashtune.summaries import AVERAGE, called
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ PRELOADED = {"native": "nashtune.sampling.native", "vllm": "nashtune.sampling.on
 def stage_units(stage: Stage, inputs: Sequence[Any]) -> Units:
     """Where a stage with these inputs commits its units; those that another run has made already lie there."""
     stage.borrow(inputs)
-    return Units(stage.folder, stage.key(inputs))
+    return Units(stage.units, stage.key(inputs))
 
 
 def engine_of(run: Run) -> WorkEngine:
@@ -64,8 +65,11 @@ def new_engine(sampling: SamplingSection, scale: ScaleSection) -> WorkEngine:
 
 
 def warm_up(run: Run) -> None:
-    """Where something is left to do, let the sampling processes start while the prompts are read."""
+    """Where something is left to do, test the object store, and let the sampling processes start while the prompts are read.
+    Raises StoreError for a store that cannot be used."""
     if not run.finished(run.recipe.iterations):
+        if run.recipe.scale.store is not None:
+            run.store_folder()
         if run.recipe.sampling.engine == "vllm":
             from nashtune.sampling.on_vllm.place import check_installed
 
@@ -178,7 +182,7 @@ def run_units(
 @contextmanager
 def unit_progress(title: str, work: Sequence[Unit], part: PromptPart) -> Iterator[Advance]:
     """Progress over the prompts of units that are still to do."""
-    left = sum(not unit.target.exists() for unit in work)
+    left = sum(absent([unit.target for unit in work]))
     total = part.prompts if left == len(work) else round(part.prompts * left / max(1, len(work)))
     if not left:
         yield lambda count, note="": None

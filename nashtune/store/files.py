@@ -9,10 +9,12 @@ import os
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from nashtune.errors import RunLockedError, StoreError
+from nashtune.store.objects import create_object, names_in, on_store, read_object
 
 
 def _write_partial(path: Path, data: bytes) -> Path:
@@ -31,7 +33,10 @@ def write_atomic(path: Path, data: bytes | str) -> None:
 
 
 def create_once(path: Path, data: bytes) -> bool:
-    """Create ``path`` unless it exists. False: another writer was first, and its content stands."""
+    """Create ``path`` unless it exists: by hard link, on an object store by a conditional put. False: another writer was
+    first, and its content stands."""
+    if on_store(path):
+        return create_object(path, data)
     partial = _write_partial(path, data)
     try:
         os.link(partial, path)
@@ -44,6 +49,8 @@ def create_once(path: Path, data: bytes) -> bool:
 
 def link_once(source: Path, target: Path) -> bool:
     """Give a finished file a second name, by hard link, or as a copy where that cannot be. False: ``target`` exists."""
+    if on_store(source) or on_store(target):
+        return create_once(target, whole(source))
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source, target)
@@ -52,6 +59,18 @@ def link_once(source: Path, target: Path) -> bool:
     except OSError:  # another file system, or one without hard links
         return create_once(target, source.read_bytes())
     return True
+
+
+def whole(path: Path) -> bytes:
+    """A finished file or object. Raises FileNotFoundError."""
+    return read_object(path) if on_store(path) else path.read_bytes()
+
+
+def files_in(folder: Path, pattern: str) -> list[Path]:
+    """The files or objects directly in a folder whose names match, in order; none where there is no such folder."""
+    if on_store(folder):
+        return [folder / name for name in names_in(folder) if fnmatchcase(name, pattern)]
+    return sorted(folder.glob(pattern))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -73,6 +92,9 @@ def digest_files(files: Iterable[Path]) -> str:
     digest = hashlib.sha256()
     for file in sorted(files):
         digest.update(file.name.encode())
+        if on_store(file):
+            digest.update(hashlib.sha256(read_object(file)).digest())
+            continue
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()[:16]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -15,6 +15,8 @@ import pyarrow.parquet as pq
 from nashtune.errors import StoreError
 from nashtune.records import Constraint, Judgment, LogProb, Message, Pair, Prompt, Response, Usage
 from nashtune.seeds import canonical_json
+from nashtune.store.files import whole
+from nashtune.store.objects import on_store
 
 Record = TypeVar("Record", Prompt, Response, Judgment, Pair, LogProb)
 
@@ -87,7 +89,7 @@ def encode(kind: type[Record], records: Iterable[Record], row_group: int = 1024)
 def read(kind: type[Record], path: Path, group: int | None = None) -> list[Record]:
     """All records of a file, or those of one row group. Raises StoreError naming the file."""
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(_source(path)) as file:
             table = file.read() if group is None else file.read_row_group(group)
     except FileNotFoundError:
         raise StoreError(f"{path}: missing") from None
@@ -96,7 +98,7 @@ def read(kind: type[Record], path: Path, group: int | None = None) -> list[Recor
     return [_record(kind, row) for row in table.to_pylist()]
 
 
-def stream(kind: type[Record], paths: Sequence[Path]) -> Iterator[Record]:
+def stream(kind: type[Record], paths: Iterable[Path]) -> Iterator[Record]:
     """Records of several files, one file in memory at a time."""
     for path in paths:
         yield from read(kind, path)
@@ -105,12 +107,25 @@ def stream(kind: type[Record], paths: Sequence[Path]) -> Iterator[Record]:
 def shape(path: Path) -> tuple[int, int]:
     """Rows and row groups of a file. Raises StoreError naming the file."""
     try:
-        found = pq.read_metadata(path)
+        found = pq.read_metadata(_source(path))
     except FileNotFoundError:
         raise StoreError(f"{path}: missing") from None
     except pa.ArrowException as error:
         raise StoreError(f"{path}: damaged: {error}") from None
     return found.num_rows, found.num_row_groups
+
+
+def holds(kind: type[Record], path: Path) -> bool:
+    """Whether a file has the columns of ``kind``. Raises StoreError naming the file."""
+    try:
+        return pq.read_schema(_source(path)).names == SCHEMAS[kind].names
+    except pa.ArrowException as error:
+        raise StoreError(f"{path}: damaged: {error}") from None
+
+
+def _source(path: Path) -> Path | io.BytesIO:
+    """What pyarrow reads. An object comes whole, in one request: units are read whole anyway."""
+    return io.BytesIO(whole(path)) if on_store(path) else path
 
 
 def _record(kind: type[Record], row: dict[str, Any]) -> Record:
