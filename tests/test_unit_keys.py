@@ -61,7 +61,7 @@ def before(folder: Path) -> dict[str, list[str]]:
         ({"health": {"min_sets": 3}}, set()),
         ({"budget": {"usd": 1}}, set()),
     ],
-    ids=str,
+    ids=lambda value: str(sorted(value)) if isinstance(value, set) else str(value),
 )
 def test_unit_names_carry_all_that_decides_their_rows(
     folder: Path, before: dict[str, list[str]], change: dict[str, Any], decides: set[str]
