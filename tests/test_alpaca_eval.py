@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from judge_server import JudgeServer, share_of_m
 from reference_data import REFERENCE_DATA, needs_reference_data
+from suite_data import TEMPLATE
 
 from nashtune import recipe
 from nashtune.errors import EvaluationError
@@ -34,17 +35,6 @@ from nashtune.suites.alpaca_eval.length_control import (
     warning,
 )
 from nashtune.suites.alpaca_eval.metrics import JudgedRun, raw_metrics
-
-TEMPLATE = """\
-<|im_start|>system
-You judge.
-<|im_end|>
-<|im_start|>user
-{instruction}
-m: {output_1}
-M: {output_2}
-<|im_end|>
-"""
 
 
 def data_folder(folder: Path, prompts: int = 12) -> Path:

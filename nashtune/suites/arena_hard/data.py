@@ -10,7 +10,7 @@ from typing import Any
 
 from nashtune.errors import EvaluationError
 from nashtune.records import Message, Prompt
-from nashtune.suites.arena_hard.formats import Answers, read_answers, read_lines, text_field
+from nashtune.suites.arena_hard.formats import Answers, read_answers, text_field
 from nashtune.suites.arena_hard.settings import (
     BASELINES,
     JUDGE_JSON,
@@ -19,6 +19,7 @@ from nashtune.suites.arena_hard.settings import (
     Version,
     read_judge_settings,
 )
+from nashtune.suites.json_lines import read_json_lines
 
 HUB = "lmarena-ai/arena-hard-auto"
 TABLE = "arena_hard_prompts.parquet"
@@ -101,7 +102,7 @@ def load_arena_hard(
     bench = _bench(root, version) if root else _from_hub(source, version, models)
     questions = tuple(
         _question(row, f"{bench / 'question.jsonl'}: entry {n}")
-        for n, row in enumerate(read_lines(bench / "question.jsonl"))
+        for n, row in enumerate(read_json_lines(bench / "question.jsonl"))
     )
     unjudged = ArenaHard(version, questions, settings, {})
     baselines = {unjudged.baseline_of(category) for category in unjudged.categories}

@@ -13,6 +13,7 @@ from nashtune.records import Message
 from nashtune.store.files import write_atomic
 from nashtune.suites.arena_hard.style import CountTokens, Style, published_style, style_of
 from nashtune.suites.arena_hard.verdicts import Game, known_verdict
+from nashtune.suites.json_lines import read_json_lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,28 +27,6 @@ class Answers:
     def styles(self, count_tokens: CountTokens) -> dict[str, Style]:
         """Every answer's style, counted here: published counts are of one encoding and never mixed with others."""
         return {uid: style_of(text, count_tokens) for uid, text in self.texts.items()}
-
-
-def read_lines(file: Path) -> list[dict[str, Any]]:
-    """The objects of a JSONL file. Raises EvaluationError naming the line that is none."""
-    rows = []
-    try:
-        lines = file.read_text(encoding="utf-8").split("\n")  # answers hold other line separators
-    except (OSError, UnicodeDecodeError) as error:
-        raise EvaluationError(f"{file}: {error}") from None
-    if lines[0].startswith("version https://git-lfs"):
-        raise EvaluationError(f"{file}: a pointer of git-lfs, not the data; `git lfs pull` fetches them")
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise EvaluationError(f"{file}:{number}: not JSON: {error}") from None
-        if not isinstance(row, dict):
-            raise EvaluationError(f"{file}:{number}: {line[:80]!r}; accepted: an object")
-        rows.append(row)
-    return rows
 
 
 def text_field(row: Mapping[str, Any], name: str, where: str) -> str:
@@ -68,7 +47,7 @@ def read_answers(file: Path, model: str | None = None) -> Answers:
     """
     texts: dict[str, str] = {}
     styles: dict[str, Style] = {}
-    for number, row in enumerate(read_lines(file)):
+    for number, row in enumerate(read_json_lines(file)):
         where = f"{file}: entry {number}"
         uid = text_field(row, "uid", where)
         if uid in texts:
@@ -111,7 +90,9 @@ def read_judgments(file: Path, baseline: str | None = None) -> list[Game]:
     A stored verdict is taken as it is; null, or one that is none of the ten, makes the game unusable, with the reason.
     Raises EvaluationError naming the entry that is no judgment of two games.
     """
-    return [_read_game(row, baseline, file, f"{file}: entry {number}") for number, row in enumerate(read_lines(file))]
+    return [
+        _read_game(row, baseline, file, f"{file}: entry {number}") for number, row in enumerate(read_json_lines(file))
+    ]
 
 
 def _read_game(row: Mapping[str, Any], baseline: str | None, file: Path, where: str) -> Game:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from nashtune.records import Message, Prompt
 from nashtune.suites.ifeval.checkers import IFEVAL
 from nashtune.suites.ifeval.resources import require
 from nashtune.suites.ifeval.types import InstructionType, Types
+from nashtune.suites.json_lines import json_lines
 
 HUB = "google/IFEval"
 FILES = ("ifeval_input_data.jsonl", "input_data.jsonl", "ifeval_prompts.jsonl")
@@ -85,30 +85,12 @@ def _rows(source: str, files: Sequence[str], split: str) -> Iterator[tuple[str, 
             raise EvaluationError(f"{path}: none of {', '.join(files)}; accepted: a folder with one, or a .jsonl file")
         path = found
     if path.is_file():
-        yield from file_rows(path)
+        yield from json_lines(path)
         return
     if path.suffix or path.is_absolute():
         raise EvaluationError(f"{source!r}: no such file or folder")
     for number, row in enumerate(_hub_rows(source, split)):
         yield f"{source}:{split}:{number}", row
-
-
-def file_rows(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The objects of a .jsonl file, each with "FILE:LINE" for errors. Raises EvaluationError for what is none."""
-    try:
-        lines = file.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise EvaluationError(f"{file}: {error}") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise EvaluationError(f"{file}:{number}: not JSON: {error}") from None
-        if not isinstance(row, dict):
-            raise EvaluationError(f"{file}:{number}: {line[:80]!r}; accepted: an object")
-        yield f"{file}:{number}", row
 
 
 def _hub_rows(name: str, split: str) -> Any:

@@ -16,6 +16,7 @@ from nashtune.suites.ifbench import types as ifbench
 from nashtune.suites.ifeval import data
 from nashtune.suites.ifeval.checkers import IFEVAL
 from nashtune.suites.ifeval.scores import Followed, FollowScores, check_answer, score
+from nashtune.suites.json_lines import json_lines
 from nashtune.suites.suite import Answers, Decoding, Given, Row, ScoreTable, SuiteScores
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class InstructionSuite:
 
     def read_answers(self, file: Path) -> Given:
         found = {}
-        for where, row in data.file_rows(file):
+        for where, row in json_lines(file):
             if not isinstance(row.get("prompt"), str) or not isinstance(row.get("response"), str):
                 raise EvaluationError(f"{where}: no prompt and response; accepted: both as text")
             found[row["prompt"].strip()] = row["response"]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from nashtune.errors import EvaluationError
+from nashtune.suites.json_lines import read_json_lines
 
 REFERENCE_CATEGORIES = frozenset({"math", "reasoning", "coding"})
 """Categories whose answers are graded against a reference answer."""
@@ -79,12 +79,12 @@ def load_mt_bench(source: str, references: str | None = None) -> MtBench:
     if not folder.is_dir():
         raise EvaluationError(f"mt_bench data: {source!r} is no folder; accepted: one with {', '.join(QUESTIONS)}")
     answers = {}
-    for line in read_jsonl(Path(references).expanduser() if references else _file(folder, REFERENCES)):
+    for line in read_json_lines(Path(references).expanduser() if references else _file(folder, REFERENCES)):
         answers[line["question_id"]] = two_turns(line["choices"][0]["turns"], f"reference to {line['question_id']}")
-    questions = tuple(_question(line, answers) for line in read_jsonl(_file(folder, QUESTIONS)))
+    questions = tuple(_question(line, answers) for line in read_json_lines(_file(folder, QUESTIONS)))
     prompts = {
         line["name"]: JudgePrompt(line["name"], line["system_prompt"], line["prompt_template"])
-        for line in read_jsonl(_file(folder, JUDGE_PROMPTS))
+        for line in read_json_lines(_file(folder, JUDGE_PROMPTS))
     }
     return MtBench(questions, prompts)
 
@@ -110,23 +110,3 @@ def _file(folder: Path, names: tuple[str, ...]) -> Path:
         if (folder / name).is_file():
             return folder / name
     raise EvaluationError(f"{folder}: none of {', '.join(names)}")
-
-
-def read_jsonl(file: Path) -> list[dict[str, Any]]:
-    """Raises EvaluationError naming the line that is no JSON object."""
-    rows = []
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise EvaluationError(f"{file}: {error}") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise EvaluationError(f"{file}:{number}: not JSON: {error}") from None
-        if not isinstance(row, dict):
-            raise EvaluationError(f"{file}:{number}: {line[:80]!r}; accepted: an object")
-        rows.append(row)
-    return rows

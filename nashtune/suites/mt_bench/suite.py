@@ -14,7 +14,8 @@ from nashtune.recipe import EngineSection, MtBenchSection
 from nashtune.records import Interval, Message, Prompt
 from nashtune.seeds import content_hash
 from nashtune.store.files import write_atomic
-from nashtune.suites.mt_bench.data import Question, Turns, load_mt_bench, read_jsonl, two_turns
+from nashtune.suites.json_lines import read_json_lines
+from nashtune.suites.mt_bench.data import Question, Turns, load_mt_bench, two_turns
 from nashtune.suites.suite import Answers, Decoding, Given, Row, ScoreTable, SuiteScores
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ class MtBenchSuite:
         """A model_answer file. Raises EvaluationError where it lacks a question."""
         answers: dict[int, Turns] = {}
         names: set[str] = set()
-        for number, line in enumerate(read_jsonl(file), 1):
+        for number, line in enumerate(read_json_lines(file), 1):
             try:
                 answers[line["question_id"]] = two_turns(line["choices"][0]["turns"], f"{file}:{number}")
             except (KeyError, IndexError, TypeError):
