@@ -70,8 +70,9 @@ def _wait_for(port: int, server: subprocess.Popen[bytes]) -> None:
         time.sleep(0.05)
 
 
-def race(number: int, url: str, barrier: Any, results: Any) -> None:
+def race(number: int, url: str, barrier: Any, results: Any, environment: dict[str, str]) -> None:
     """One of several processes that commit the same objects; puts (round, number, whether it won)."""
+    os.environ.update(environment)  # a fork server that other tests started has theirs
     from nashtune.store.files import create_once
     from nashtune.store.objects import open_store
 

@@ -259,7 +259,7 @@ def test_a_meter_counts_children_that_ended() -> None:
 
 COMMANDS = {f.name for f in BENCH.glob("*.py") if 'if __name__ == "__main__"' in f.read_text()}
 # Started by other scripts, without options; and judge_cost.py, which loads torch, has a test file of its own.
-COMMANDS -= {"vllm_part.py", "random_models.py", "judge_cost.py"}
+COMMANDS -= {"vllm_part.py", "random_models.py", "cluster_faults.py", "ray_nodes.py", "judge_cost.py"}
 
 
 @pytest.mark.parametrize("script", sorted(COMMANDS))

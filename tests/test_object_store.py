@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
 import signal
 import subprocess
@@ -63,7 +64,7 @@ def test_of_racing_processes_one_commits_the_object_whole(store: str) -> None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["s3fs", "upath", "object_store", "nashtune.store.files"])
     barrier, results = context.Barrier(RACERS), context.Queue()
-    racers = [context.Process(target=race, args=(n, store, barrier, results)) for n in range(RACERS)]
+    racers = [context.Process(target=race, args=(n, store, barrier, results, dict(os.environ))) for n in range(RACERS)]
     for racer in racers:
         racer.start()
     told = [results.get(timeout=120) for _ in range(RACERS * RACE_ROUNDS)]
