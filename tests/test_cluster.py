@@ -141,6 +141,15 @@ def test_settings_that_nothing_reads_are_refused(tiny_folder: Path, scale: dict[
         parse_recipe(tiny_recipe(tiny_folder, scale=scale))
 
 
+def test_ranks_of_ray_train_read_the_clusters_address(tiny_folder: Path) -> None:
+    ranks = {"launcher": "ray", "train_processes": 2}
+    assert (
+        parse_recipe(tiny_recipe(tiny_folder, scale={**ranks, "ray": {"address": "auto"}})).scale.ray.address == "auto"
+    )
+    with pytest.raises(RecipeError, match=r"which does not read scale\.ray\.window"):
+        parse_recipe(tiny_recipe(tiny_folder, scale={**ranks, "ray": {"address": "auto", "window": 3}}))
+
+
 def test_without_ray_the_recipe_is_refused_with_how_to_get_it(tiny_folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "recipe.yaml"
     file.write_text(yaml.safe_dump(tiny_recipe(tiny_folder, scale={"engine": "ray"}) | {"folder": str(tmp_path)}))

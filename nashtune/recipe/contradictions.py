@@ -247,7 +247,8 @@ def _cluster(recipe: Recipe) -> Iterator[str]:
     scale, ray, vllm = recipe.scale, recipe.scale.ray, recipe.sampling.vllm
     if scale.engine == "local":
         fields = type(ray).model_fields
-        if written := [name for name in fields if getattr(ray, name) != fields[name].get_default()]:
+        read = {"address"} if scale.launcher == "ray" else set()  # ranks join that cluster, too
+        if written := [n for n in fields if n not in read and getattr(ray, n) != fields[n].get_default()]:
             names = ", ".join(f"scale.ray.{name}" for name in written)
             yield f"scale.engine is 'local', which does not read {names}; accepted: scale.engine 'ray', or without them"
         return
