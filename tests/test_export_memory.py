@@ -51,5 +51,6 @@ def test_no_rank_holds_the_model_twice_while_it_is_written(tmp_path: Path, twice
     train_in_ranks(job, before=partial(measured, tmp_path, twice=twice))
     first, second = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) / model for rank in (0, 1))
     assert first > 0.8
-    assert (first < 1.4) != twice
-    assert (second < 0.7) != twice
+    # A whole state dict gathered first takes 2.5 and 1.3 times the model; how much freed memory is at hand varies.
+    assert (first < 1.8) != twice
+    assert (second < 0.9) != twice
