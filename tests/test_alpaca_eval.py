@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from judge_server import JudgeServer, share_of_m
 from reference_data import REFERENCE_DATA, needs_reference_data
-from suite_data import TEMPLATE
+from suite_data import alpaca_folder
 
 from nashtune import recipe
 from nashtune.errors import EvaluationError
@@ -37,25 +37,9 @@ from nashtune.suites.alpaca_eval.length_control import (
 from nashtune.suites.alpaca_eval.metrics import JudgedRun, raw_metrics
 
 
-def data_folder(folder: Path, prompts: int = 12) -> Path:
-    """A small set of our own in the upstream layout."""
-    folder.mkdir()
-    rows = [
-        {"dataset": "own", "instruction": f"Say {n} things.", "output": f"thing {n} " * (n + 1), "generator": "base"}
-        for n in range(prompts)
-    ]
-    (folder / "alpaca_eval_gpt4_baseline.json").write_text(json.dumps(rows))
-    lines = ["index,model,std_delta_len,preference,instruction_difficulty"]
-    for model, sign in (("concise", 1), ("verbose", -1)):
-        lines += [f"{n},{model},{sign * 1.5},{0.5 - 0.3 * sign},{(n % 5 - 2) / 2}" for n in range(prompts)]
-    (folder / "df_gamed.csv").write_text("\n".join(lines) + "\n")
-    (folder / "alpaca_eval_clf.txt").write_text(TEMPLATE)
-    return folder
-
-
 @pytest.fixture
 def data(tmp_path: Path) -> AlpacaSet:
-    return load_set(str(data_folder(tmp_path / "data")))
+    return load_set(str(alpaca_folder(tmp_path / "data")))
 
 
 def judge(server: JudgeServer, data: AlpacaSet, answers: list[str], ledger: Ledger | None = None) -> list[Annotation]:
@@ -268,7 +252,7 @@ def test_bad_outputs_name_the_entry(data: AlpacaSet, tmp_path: Path, change, mes
 
 
 def test_bad_data_name_file_row_and_column(tmp_path: Path) -> None:
-    folder = data_folder(tmp_path / "data")
+    folder = alpaca_folder(tmp_path / "data")
     gamed = folder / "df_gamed.csv"
     gamed.write_text(gamed.read_text().replace("2,concise,1.5,", "2,concise,much,"))
     with pytest.raises(EvaluationError, match=r"df_gamed\.csv:4: std_delta_len is 'much'; accepted: a number"):
