@@ -29,6 +29,8 @@ class TrainingJob:
     """Weight of the chosen answer's NLL per token."""
     warmup_steps: int = 0
     device: str = "cpu"
+    compiled: bool = False
+    """nashtune's train.compile."""
 
 
 def random_pairs(prompts: Sequence[str], words: tuple[int, int] = (15, 150)) -> list[Texts]:
@@ -47,12 +49,13 @@ def native(job: TrainingJob) -> Figures:
     from nashtune.model.loading import find_policy, load_tokenizer, render
     from nashtune.recipe import PolicySection, TrainSection, objective_section
     from nashtune.records import Message
-    from nashtune.training.job import TrainJob
+    from nashtune.training.job import StepMetrics, TrainJob
     from nashtune.training.packing import TrainingPair
     from nashtune.training.trainer import train_policy
 
     policy = find_policy(PolicySection(model=job.model))
     tokenizer: Any = load_tokenizer(policy)
+    steps: list[StepMetrics] = []
 
     def ids(text: str) -> tuple[int, ...]:
         return (*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id)
@@ -77,16 +80,22 @@ def native(job: TrainingJob) -> Figures:
                 policy=policy,
                 references={"t": policy},
                 objective=objective_section("dno-prct", alpha=job.alpha, beta=job.beta),
-                train=TrainSection(batch_size=job.batch_size, warmup_steps=job.warmup_steps),
+                train=TrainSection(batch_size=job.batch_size, warmup_steps=job.warmup_steps, compile=job.compiled),
                 learning_rate=job.learning_rate,
                 seed=0,
                 iteration=1,
                 folder=Path(folder) / "work",
                 output=Path(folder) / "policy",
-            )
+            ),
+            steps.append,
         )
     read = sum(len(p.prompt_ids) for p in pairs)
-    return meter.figures(result.tokens) | {"prompt_tokens": read, "mean_loss": result.metrics["loss"]}
+    later = sum(step.seconds for step in steps[1:])  # the first one has the compiling in it
+    return meter.figures(result.tokens) | {
+        "prompt_tokens": read,
+        "mean_loss": result.metrics["loss"],
+        "later_steps_s": later,
+    }
 
 
 def trl(job: TrainingJob, settings: Literal["default", "best"]) -> Figures:

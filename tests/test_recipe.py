@@ -125,6 +125,14 @@ def test_the_papers_values_are_exact() -> None:
             {"train": {"activation_gb": 2, "liger": True}, "scale": {"train_processes": 2}},
             ["train.activation_gb is for one process", "train.liger is for one process"],
         ),
+        (
+            {"train": {"compile": True}, "scale": {"train_processes": 2}},
+            ["train.compile is for one process"],
+        ),
+        (
+            {"train": {"compile": True, "liger": True}},
+            ["train.compile and train.liger are both true"],
+        ),
         ({"scale": {"train_nodes": 2}}, ["scale.train_nodes is 2", "scale.launcher is 'local'", "'slurm' or 'ray'"]),
         (
             {"scale": {"train_nodes": 2, "launcher": "ray"}, "train": {"liger": True}},

@@ -202,6 +202,8 @@ def _training(train: TrainSection) -> Iterator[str]:
             f"train.activation_gb is {train.activation_gb:g}, which recomputes as many layers as it takes, but "
             "train.gradient_checkpointing is true, which recomputes them all; accepted: one of the two"
         )
+    if train.compile and train.liger:
+        yield "train.compile and train.liger are both true, and both fuse norms and MLPs; accepted: one of the two"
     if train.attention == "varlen" and train.precision == "float32":
         yield (
             "train.attention is 'varlen', whose kernels compute in bf16, but train.precision is 'float32'; accepted: precision "
@@ -219,6 +221,7 @@ def _processes(recipe: Recipe) -> Iterator[str]:
     single = {
         "train.activation_gb": train.activation_gb is not None,
         "train.liger": train.liger,
+        "train.compile": train.compile,
         "train.optimizer 'adamw_8bit'": train.optimizer == "adamw_8bit",
         "train.lora.base 'nf4'": train.lora is not None and train.lora.base == "nf4",
     }

@@ -1,4 +1,4 @@
-"""Optional packages inside the model: 4-bit base weights, fused kernels. Imported only where a setting asks for them."""
+"""Optional parts of the model: 4-bit base weights, fused kernels, compiled layers. Packages are imported where a setting asks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from nashtune.errors import ModelError
 
@@ -66,3 +67,28 @@ def apply_liger(model: PreTrainedModel) -> None:
     unwanted = dict.fromkeys(("rope", "cross_entropy", "fused_linear_cross_entropy"), False)
     monkey_patch._apply_liger_kernel_to_instance(model=model, **unwanted)
     family.update(before)
+
+
+def compile_layers(model: PreTrainedModel) -> int:
+    """Have torch compile the norms and MLPs of the layers, at their first use, once for all layers -> how many.
+
+    Attention stays as it is: it goes through the segments of each micro-batch, and would be compiled for each anew. Raises
+    ModelError where torch cannot compile here, or where the layers have neither.
+    """
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    parts = [part for layer in layers for part in layer.children() if type(part).__name__.endswith(("Norm", "MLP"))]
+    if not parts:
+        raise ModelError(
+            f"train.compile is true, but the layers of {type(model).__name__} have no norms or MLPs of their own; accepted: false"
+        )
+    try:
+        torch.compile(lambda x: (x * x + 1).relu())(torch.ones(16, device=model.device))
+    except Exception as error:  # the compiler's own, of many kinds
+        lines = str(error).strip().splitlines()
+        raise ModelError(
+            f"train.compile is true, but torch cannot compile for {model.device.type} here: {lines[0] if lines else error!r}; "
+            "accepted: a machine with a C++ compiler (on a GPU, Triton), or false"
+        ) from error
+    for part in parts:
+        part.compile(dynamic=True)  # batches differ in length
+    return len(parts)

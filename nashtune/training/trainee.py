@@ -20,7 +20,7 @@ from nashtune.recipe import LoraSection, TrainSection
 from nashtune.records import Policy
 from nashtune.store.files import write_json
 from nashtune.training.activations import ActivationBudget
-from nashtune.training.kernels import apply_liger, quantize_nf4
+from nashtune.training.kernels import apply_liger, compile_layers, quantize_nf4
 from nashtune.training.logprobs import check_architecture, response_logprobs
 from nashtune.training.packing import PackedBatch, TrainingPair, pack, share
 from nashtune.training.vocabulary import Ends, Head
@@ -40,6 +40,8 @@ class Precision:
     nf4: bool = False
     """4-bit weights under adapters."""
     liger: bool = False
+    compiled: bool = False
+    """Norms and MLPs run as torch compiles them."""
 
     @staticmethod
     def of(section: TrainSection) -> Precision:
@@ -50,7 +52,7 @@ class Precision:
         weights = torch.float32 if name == "autocast" else DTYPES[name]
         autocast = torch.bfloat16 if name == "autocast" else None
         nf4 = section.lora is not None and section.lora.base == "nf4"
-        return Precision(weights, autocast, section.attention, nf4, section.liger)
+        return Precision(weights, autocast, section.attention, nf4, section.liger, section.compile)
 
 
 @dataclass(slots=True)
@@ -100,6 +102,8 @@ class Trainee:
             check_architecture(model)
         if precision.nf4:
             quantize_nf4(model, precision.autocast or precision.weights)
+        if precision.compiled:
+            compile_layers(model)
         trainee = Trainee(model, precision)
         if convert:
             model.requires_grad_(False)
