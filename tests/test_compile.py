@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -45,7 +46,7 @@ def test_compiled_references_are_the_policy_s_own_log_probs(policy: Policy) -> N
     pairs = learnable_pairs(4)
     section = TrainSection(compile=True, precision="autocast")
     trainee = Trainee.load(policy, section, Precision.of(section), 0)
-    layer = trainee.model.get_decoder().layers[0]
+    layer: Any = trainee.model.get_decoder().layers[0]  # type: ignore[index]
     assert [part._compiled_call_impl is not None for part in layer.children()] == [False, True, True, True]
     for count in (2, 4):
         with torch.no_grad():
@@ -72,7 +73,8 @@ def test_where_nothing_can_be_compiled_that_is_said(
 
 def test_layers_without_such_parts_are_refused() -> None:
     model = tiny_model("llama", attn_implementation="nashtune")
-    for layer in model.get_decoder().layers:
+    layers: Any = model.get_decoder().layers
+    for layer in layers:
         for name, part in list(layer.named_children()):
             if "attn" not in name:
                 setattr(layer, name, torch.nn.Sequential(part))
