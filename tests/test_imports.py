@@ -27,7 +27,7 @@ LAYERS = [
     ],
     ["run", "scale", "starter"],
     ["prompts", "sampling", "judging", "pairs", "training", "evaluate", "report", "games"],
-    ["suites", "prompt_spill"],
+    ["suites", "prompt_spill", "dynamics"],
     ["prompt_stream"],
     ["stages", "show", "catalog", "contamination", "show_evaluations"],
     ["loop", "chat", "doctor", "planning", "evaluating", "comparing", "checks", "launching"],

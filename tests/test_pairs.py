@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nashtune.dynamics import Dynamics, dynamics
 from nashtune.errors import PairError
-from nashtune.pairs import RULES, Dynamics, Item, PairSet, build_pairs, dynamics, replay
+from nashtune.pairs import RULES, Item, PairSet, build_pairs, replay
 from nashtune.recipe import PairsSection, ReplaySection
 from nashtune.records import Judgment, Message, Pair, Prompt, Response
 from nashtune.seeds import content_hash

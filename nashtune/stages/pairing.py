@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from nashtune.dynamics import Dynamics
 from nashtune.errors import PairError
-from nashtune.pairs import Dynamics, PairBuilder
+from nashtune.pairs import PairBuilder
 from nashtune.recipe import identity
 from nashtune.records import Pair, Prompt, Response
 from nashtune.run import Run
