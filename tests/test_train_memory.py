@@ -124,3 +124,14 @@ def test_never_a_second_model_in_memory(
     train_policy(tiny_job(tmp_path, policy, learnable_pairs(8), initial=initial, name="dpo"))
     assert loads == (["trained", "read"] if same else ["read", "trained", "read"])  # a trained one is read first
     assert seen == [1] * len(loads)
+
+
+def test_memory_is_handed_on_when_training_ends(
+    policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch's GPU cache is emptied when no model is left, as the sampler may be another process. The call alone: no GPU here."""
+    before, left = len(models()), []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: left.append(len(models()) - before))
+    train_policy(tiny_job(tmp_path, policy, learnable_pairs(4)))
+    assert left[-1:] == [0]

@@ -1,4 +1,4 @@
-"""What the C library does with memory that torch gives back on a CPU."""
+"""Memory that is free again: what glibc and torch keep of it, and when they give it back."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import gc
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+import torch
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
 NEVER_TRIM, DEFAULT_TRIM, DEFAULT_MMAPS = (1 << 31) - 1, 128 * 1024, 65536
@@ -34,9 +36,11 @@ def freed_memory_kept() -> Iterator[None]:
 
 
 def give_back_memory() -> None:
-    """Collect garbage and return what is free to the system, also between what is in use; glibc otherwise keeps it, scattered,
-    under whatever comes next."""
+    """Collect garbage and return what is free to the system, and to a GPU's other processes; also between what is in use: glibc
+    otherwise keeps it, scattered, under whatever comes next."""
     gc.collect()
+    if torch.cuda.is_initialized():  # torch keeps what it freed, where the sampler's own process cannot have it
+        torch.cuda.empty_cache()
     if (library := _glibc()) is not None:
         library.malloc_trim(0)
 

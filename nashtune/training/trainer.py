@@ -68,6 +68,7 @@ def train_in_world(
     """Train as one of the world's ranks; rank 0 leaves the policy and its result on disk. For all ranks."""
     with deterministic():
         _Training(job, key, world, head_start or HeadStart(job)).run(on_step)
+    give_back_memory()  # sampling comes next, perhaps in another process
 
 
 class _Training:
