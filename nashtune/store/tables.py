@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -59,9 +60,9 @@ class Encoder(Generic[Record]):
         self._rows: list[dict[str, Any]] = []
 
     def add(self, record: Record) -> None:
-        row = asdict(record)
+        row = {name: getattr(record, name) for name in self._schema.names}
         for name in self._json_fields:
-            row[name] = canonical_json(row[name])
+            row[name] = canonical_json(_plain(row[name]))
         self._rows.append(row)
         if len(self._rows) == self._row_group:
             self._flush()
@@ -78,6 +79,13 @@ class Encoder(Generic[Record]):
             self._rows = []
 
 
+def _plain(value: Any) -> Any:
+    """Records inside a record as dictionaries. (``asdict`` of the whole would copy token by token.)"""
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
 def encode(kind: type[Record], records: Iterable[Record], row_group: int = 1024) -> bytes:
     """A zstd parquet file of ``records``, ``row_group`` rows a group."""
     encoder = Encoder(kind, row_group)
@@ -89,7 +97,7 @@ def encode(kind: type[Record], records: Iterable[Record], row_group: int = 1024)
 def read(kind: type[Record], path: Path, group: int | None = None) -> list[Record]:
     """All records of a file, or those of one row group. Raises StoreError naming the file."""
     try:
-        with pq.ParquetFile(_source(path)) as file:
+        with pq.ParquetFile(_source(path), metadata=None if group is None else _footer(path)) as file:
             table = file.read() if group is None else file.read_row_group(group)
     except FileNotFoundError:
         raise StoreError(f"{path}: missing") from None
@@ -121,6 +129,19 @@ def holds(kind: type[Record], path: Path) -> bool:
         return pq.read_schema(_source(path)).names == SCHEMAS[kind].names
     except pa.ArrowException as error:
         raise StoreError(f"{path}: damaged: {error}") from None
+
+
+def _footer(path: Path) -> pq.FileMetaData | None:
+    """The footer of a file that is read group by group: reading it anew for each would cost groups x groups. None: unread."""
+    if on_store(path):
+        return None
+    found = path.stat()
+    return _footer_of(path, found.st_ino, found.st_mtime_ns, found.st_size)
+
+
+@lru_cache(maxsize=4)
+def _footer_of(path: Path, *_: int) -> pq.FileMetaData:
+    return pq.read_metadata(path)
 
 
 def _source(path: Path) -> Path | io.BytesIO:
