@@ -37,6 +37,10 @@ SIZE = re.compile(r"(?<![\d.])(\d+(?:\.\d+)?)\s?([bBmM])(?![a-zA-Z])")
 class Rates(Protocol):
     """Seconds of one engine, and what they rest on."""
 
+    start: float
+    """From an engine's process being asked for until it can load a model."""
+    first_start: float
+    """As much of that as the run waits for in its first stage."""
     load_sampler: float
     load_scorer: float
     spread: float
@@ -74,6 +78,7 @@ class HereRates:
     def __init__(self, recipe: Recipe, times: Times):
         self.recipe, self.times = recipe, times
         self.load_sampler, self.load_scorer = times.load_sampler, times.load_scorer
+        self.start, self.first_start, self.trainer = 0.0, 0.0, 0.0
         how = f"calibration on {times.machine}"
         full = recipe.sampling.unit_prompts
         named = (
@@ -87,6 +92,22 @@ class HereRates:
         self.figures = [Figure(name, value, unit, "measured", how) for name, value, unit in named]
         if times.judge is not None:
             self.figures.append(Figure("judging a candidate", times.judge, "s", "measured", how))
+        self.figures += self._start()
+
+    def _start(self) -> list[Figure]:
+        start = self.times.start
+        if start is None:
+            name = "starting processes and loading libraries"
+            return [Figure(name, 0.0, "s", "assumed", "not measured by this calibration; --calibrate measures it")]
+        self.start, self.first_start, self.trainer = start.worker, start.crew, start.trainer
+        how = "a rehearsal here, with as many workers as scale.workers"
+        named = (
+            ("until the run's first stage", start.run),
+            ("from then until all workers could load a model", start.crew),
+            ("replacing a worker, until it could load a model", start.worker),
+            ("libraries of the first training", start.trainer),
+        )
+        return [Figure(name, value, "s", "measured", how) for name, value in named]
 
     def unit(self, prompts: int, n: int, models: int) -> float:
         return models * self.times.unit(prompts, n)
@@ -102,26 +123,47 @@ class HereRates:
         seconds = pairs * (references * times.reference_pair + train.epochs * times.train_pair)
         interval = train.checkpoint_steps * train.batch_size * times.train_pair
         # What was measured does not part loading from saving: a failure pays for both.
-        return Training(name, seconds, times.train_fixed, 0.0, interval or 1.0, 0.0, 1)
+        load, checkpoint, nodes = times.train_fixed, 0.0, 1
+        again = self.start + self.trainer + load  # in a new process
+        return Training(name, seconds, load, 0.0, interval or 1.0, checkpoint, nodes, self.trainer, again)
 
     def step(self, pair_tokens: float) -> tuple[float, float]:
         return self.recipe.train.batch_size * self.times.train_pair, 0.0
 
 
 class RunRates:
-    """Machines like the one that an earlier run of this recipe ran on, by its stage records; loading is in its rates."""
+    """Machines like the one that an earlier run of this recipe ran on, by its stage records: what they say of starting workers
+    and loading models stands apart from the rates, else it is in them. Training's is in its rate."""
 
-    load_sampler = load_scorer = spread = 0.0
+    load_scorer = spread = 0.0
     anew = False
 
     def __init__(self, recipe: Recipe, measured: Measured, answer_tokens: float):
         if measured.sampling_rate is None or measured.training_rate is None:
             raise PlanError(f"{measured.source} has not sampled and trained yet; accepted: --calibrate, or --gpu TYPE")
         self.recipe, self.measured, self.answer_tokens = recipe, measured, answer_tokens
-        self.tokens, self.trained = measured.sampling_rate / recipe.scale.workers, measured.training_rate
+        loading = measured.loading
+        rate = measured.sampling_rate if loading is None else loading.rate
+        self.tokens, self.trained = rate / recipe.scale.workers, measured.training_rate
+        self.load_sampler = loading.load if loading else 0.0
+        self.start = self.first_start = loading.start if loading else 0.0
         self.figures = [
             Figure("sampling with one worker", self.tokens, "tokens/s", "measured", measured.source),
             Figure("training", self.trained, "tokens/s", "measured", measured.source),
+            *self._loading(),
+        ]
+
+    def _loading(self) -> list[Figure]:
+        source = self.measured.source
+        if self.measured.loading is None:
+            how = f"{source} recorded no seconds before first units: what they took is in its rates"
+            return [Figure("starting workers and loading a sampler", 0.0, "s", "assumed", how)]
+        how = f"{source}, before a stage's first unit"
+        return [
+            Figure("loading a sampler", self.load_sampler, "s", "measured", how),
+            Figure(
+                "starting workers", self.start, "s", "measured", f"{how}: the run's first stage over the later ones"
+            ),
         ]
 
     def unit(self, prompts: int, n: int, models: int) -> float:
@@ -170,17 +212,18 @@ class GpuRates:
             sampling, training = _calibrated(recipe, times, sampling, training, cluster)
         self.tokens, self.trained = sampling.value, training.value
         weights = 2 * size.parameters / READ_RATE
-        self.load_sampler = self.load_scorer = ENGINE_START + weights
+        self.start = self.first_start = ENGINE_START
+        self.load_sampler = self.load_scorer = weights
         self.figures = [size.figure, sampling, training, *self._assumed(weights)]
         self._refuse_what_does_not_fit()
 
     def _assumed(self, weights: float) -> list[Figure]:
-        how = f"{ENGINE_START:.0f} s to start and {weights:.0f} s to read bf16 weights at {READ_RATE / 1e9:g} GB/s"
         exchange = self._exchange()
         kind = "LoRA: gathered twice" if self.recipe.train.lora else "gathered twice in bf16, gradients reduced in fp32"
         span = "between nodes, 400 Gb/s" if self.train_nodes > 1 else "within a node, NVLink"
         return [
-            Figure("loading an engine", self.load_sampler, "s", "assumed", how),
+            Figure("starting an engine or training process", ENGINE_START, "s", "assumed", "in each stage, and after a failure"),
+            Figure("loading an engine", weights, "s", "derived", f"bf16 weights read at {READ_RATE / 1e9:g} GB/s (assumed)"),
             Figure("a unit beyond its tokens", UNIT_OVERHEAD, "s", "assumed", "fetched, encoded, committed"),
             Figure("spread of units' times", SPREAD, "(sigma of a log-normal)", "assumed", "answers differ in length"),
             Figure(
@@ -214,9 +257,10 @@ class GpuRates:
         step = max(self.step(pair_tokens))
         forward = references * pairs * pair_tokens / (3 * self.trained * self.train_gpus)
         seconds = forward + train.epochs * pairs / train.batch_size * step
-        load = ENGINE_START + 4 * self.parameters / READ_RATE
+        load = 4 * self.parameters / READ_RATE
         save = (2 if train.save_dtype == "bfloat16" else 4) * self.parameters / READ_RATE
-        return Training(name, seconds, load, save, train.checkpoint_steps * step, self._checkpoint(), self.train_nodes)
+        interval = train.checkpoint_steps * step
+        return Training(name, seconds, load, save, interval, self._checkpoint(), self.train_nodes, ENGINE_START)
 
     def step(self, pair_tokens: float) -> tuple[float, float]:
         each = self.trained / (RECOMPUTE if self.recipe.train.gradient_checkpointing else 1)
