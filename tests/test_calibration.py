@@ -97,6 +97,7 @@ def test_the_plan_advises_units_of_minutes_that_every_worker_has_some_of(prompts
 
 def test_judging_and_training_seconds_by_hand() -> None:
     assert TIMES.judging(100, 6) == pytest.approx(1.2)
+    assert replace(TIMES, load_judge=3.0).judging(100, 6) == pytest.approx(4.2), "each stage opens its judge"
     assert TIMES.training(40, references=2, epochs=3) == pytest.approx(4 + 40 * (2 * 0.2 + 3 * 0.5))
 
 
@@ -165,7 +166,7 @@ def test_a_start_is_in_the_first_of_each_kind_of_stage(
         seconds[with_start] = {(row.iteration, row.stage): row.seconds for row in plan.rows}
         assert any((START.assumptions() if with_start else NO_START) in line for line in plan.assumptions)
     assert seconds[True].pop((0, "start")) == START.run
-    more = {key: value - seconds[False][key] for key, value in seconds[True].items()}
+    more = {key: (value or 0.0) - (seconds[False][key] or 0.0) for key, value in seconds[True].items()}
     assert {key: pytest.approx(value) for key, value in more.items() if value} == {
         (0, "validate-sample"): START.crew,
         (1, "train"): START.trainer,

@@ -193,6 +193,12 @@ def test_a_judge_slower_than_the_sampler_takes_its_own_time() -> None:
     )
     apart = Calls("judge", 40, 30.0, 15.0, latency=7.0, binding="tokens")
     assert call(apart, None).seconds == pytest.approx(calls_seconds(apart)) == 39 * 30 + 15 + 7
+    loads = replace(apart, start=9.0)
+    assert call(loads, None).seconds == pytest.approx(calls_seconds(loads)) == 9 + 39 * 30 + 15 + 7
+    beside = replace(judge, start=25.0)
+    assert sampled.seconds + call(beside, sampled).seconds == pytest.approx(25 + 39 * 30 + 15 + 7), (
+        "while units are drawn"
+    )
 
 
 def test_a_judge_faster_than_the_sampler_is_hidden_but_for_the_last_units() -> None:

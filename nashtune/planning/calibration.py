@@ -45,8 +45,8 @@ STEPS = 2
 """Optimizer steps taken; the last is counted, as the first pays for what later ones find there."""
 MOST_PAIRS = 32
 """Pairs trained on."""
-FIGURES = sorted(set(Times.__dataclass_fields__) - {"start"})
-"""What a calibration measures; one with other figures is made again. A start that is not there is rehearsed alone."""
+FIGURES = sorted(set(Times.__dataclass_fields__) - {"start", "load_judge"})
+"""What every calibration measured; one with other figures is made again. A start that is not there is rehearsed alone."""
 
 
 def cached(recipe: Recipe, fingerprint: str) -> Times | None:
@@ -129,7 +129,7 @@ def _measure(recipe: Recipe, work: Work) -> Times:
         with Run.open(scratch, folder) as run:
             facts, responses = _sample(run, recipe, file, folder)
             load_scorer, score = _score(run, recipe, file, folder)
-            judge, judged = _judge(run, chosen, responses)
+            judge, load_judge, judged = _judge(run, chosen, responses)
             trained = _train(run, chosen, responses, judged)
             prompt_tokens = _prompt_tokens(run, chosen)
     lengths = [len(r.token_ids) for r in responses]
@@ -153,6 +153,7 @@ def _measure(recipe: Recipe, work: Work) -> Times:
         train_fixed=trained.fixed,
         load_scorer=load_scorer,
         score=score,
+        load_judge=load_judge,
     )
 
 
@@ -198,42 +199,52 @@ def _score(run: Run, recipe: Recipe, file: Path, folder: Path) -> tuple[float, f
     return max(f["load"] for f in facts), sum(f["seconds"] for f in facts) / answers
 
 
-def _judge(run: Run, prompts: Sequence[Prompt], responses: Sequence[Response]) -> tuple[float | None, list[Item]]:
-    """Seconds for each candidate where judging is free and waits for nobody, and the judged sets: the first k answers with
-    the teacher's, the best of the others, where the recipe has such a teacher."""
+def _judge(
+    run: Run, prompts: Sequence[Prompt], responses: Sequence[Response]
+) -> tuple[float | None, float, list[Item]]:
+    """Seconds for each candidate where judging is free and waits for nobody, those of opening such a judge, and the judged
+    sets: the first k answers with the teacher's, the best of the others, where the recipe has such a teacher."""
     section, k = run.recipe.judge(validation=False), run.recipe.sampling.k
     free = (recipe_sections.RulesOracle, recipe_sections.ScriptedOracle, *LOCAL)
     joined = (recipe_sections.PanelOracle, recipe_sections.CascadeOracle)
     if section is None or not all(isinstance(part, (*free, *joined)) for part in parts_of(section)):
-        return None, []
+        return None, 0.0, []
     answers: dict[str, list[Response]] = {prompt.id: [] for prompt in prompts}
     for response in responses:
         answers[response.prompt_id].append(response)
     pools = [answers[prompt.id][k:] for prompt in prompts]
     if pools[0]:
-        _, choices = _judged(run, section, prompts, pools)
+        *_, choices = _judged(run, section, prompts, pools)
         best = [pool[_best(found)].replace(source="teacher") for pool, found in zip(pools, choices, strict=True)]
         sets = [[*answers[prompt.id][:k], one] for prompt, one in zip(prompts, best, strict=True)]
     else:
         sets = [answers[prompt.id] for prompt in prompts]
-    seconds, found = _judged(run, section, prompts, sets)
-    return seconds / sum(map(len, sets)), list(zip(prompts, sets, found, strict=True))
+    seconds, load, found = _judged(run, section, prompts, sets)
+    return seconds, load, list(zip(prompts, sets, found, strict=True))
 
 
 def _judged(
     run: Run, section: Oracle, prompts: Sequence[Prompt], sets: Sequence[list[Response]]
-) -> tuple[float, list[Judgment]]:
+) -> tuple[float, float, list[Judgment]]:
+    """Seconds for each candidate, of all sets but the first, which pays for what is loaded at first use; those of opening, with
+    what the first set takes more; and the verdicts."""
+    laps = [time.perf_counter()]
     oracle = open_oracle(section, resources_of(run, 1))
 
     async def work() -> list[Judgment]:
         try:
-            return await together(oracle.judge(prompt, found, 0) for prompt, found in zip(prompts, sets, strict=True))
+            first = await oracle.judge(prompts[0], sets[0], 0)
+            laps.append(time.perf_counter())
+            rest = zip(prompts[1:], sets[1:], strict=True)
+            return [first, *await together(oracle.judge(prompt, found, 0) for prompt, found in rest)]
         finally:
+            laps.append(time.perf_counter())
             await oracle.aclose()
 
-    started = time.perf_counter()
     found = finish(work())
-    return time.perf_counter() - started, found
+    first, rest = laps[1] - laps[0], laps[2] - laps[1]
+    each = rest / sum(map(len, sets[1:])) if sets[1:] else first / len(sets[0])
+    return each, max(0.0, first - each * len(sets[0])), found
 
 
 def _best(judgment: Judgment) -> int:

@@ -21,7 +21,7 @@ def calls_seconds(calls: Calls) -> float:
     """Of a judge that nothing else holds up."""
     if not calls.units:
         return 0.0
-    return (calls.units - 1) * calls.seconds + calls.last + calls.latency
+    return calls.start + (calls.units - 1) * calls.seconds + calls.last + calls.latency
 
 
 def training_seconds(training: Training) -> float:

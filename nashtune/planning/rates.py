@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 from nashtune.errors import PlanError
 from nashtune.planning.cluster import Cluster
 from nashtune.planning.figures import Figure
 from nashtune.planning.hardware import Gpu, sampling_rate, training_rate
-from nashtune.planning.lengths import count_parameters
 from nashtune.planning.measured import Measured
+from nashtune.planning.policy_size import Size
 from nashtune.planning.simulate import Training
 from nashtune.planning.times import Times
 from nashtune.recipe import Recipe
@@ -31,7 +28,6 @@ IN_MEMORY = 0.8
 """Share of a GPU's memory that weights and their training state may take; activations and caches need the rest."""
 RECOMPUTE = 4 / 3
 """Training with recomputed activations over training without: a second forward pass of three passes' FLOPs."""
-SIZE = re.compile(r"(?<![\d.])(\d+(?:\.\d+)?)\s?([bBmM])(?![a-zA-Z])")
 
 
 class Rates(Protocol):
@@ -58,6 +54,10 @@ class Rates(Protocol):
 
     def candidate(self, judge_is_local_model: bool) -> float:
         """A judge that computes here, for one answer."""
+        ...
+
+    def judge_start(self, judge_is_local_model: bool) -> float:
+        """Before such a judge's first answer, in each stage."""
         ...
 
     def training(self, name: str, pairs: float, pair_tokens: float, references: int) -> Training:
@@ -92,6 +92,7 @@ class HereRates:
         self.figures = [Figure(name, value, unit, "measured", how) for name, value, unit in named]
         if times.judge is not None:
             self.figures.append(Figure("judging a candidate", times.judge, "s", "measured", how))
+            self.figures.append(Figure("opening the judge", times.load_judge, "s", "measured", how))
         self.figures += self._start()
 
     def _start(self) -> list[Figure]:
@@ -117,6 +118,9 @@ class HereRates:
 
     def candidate(self, judge_is_local_model: bool) -> float:
         return self.times.judge or 0.0
+
+    def judge_start(self, judge_is_local_model: bool) -> float:
+        return self.times.load_judge
 
     def training(self, name: str, pairs: float, pair_tokens: float, references: int) -> Training:
         times, train = self.times, self.recipe.train
@@ -176,6 +180,9 @@ class RunRates:
     def candidate(self, judge_is_local_model: bool) -> float:
         return 0.0
 
+    def judge_start(self, judge_is_local_model: bool) -> float:
+        return 0.0
+
     def training(self, name: str, pairs: float, pair_tokens: float, references: int) -> Training:
         """The rate is of the whole stage, references included."""
         train = self.recipe.train
@@ -184,14 +191,6 @@ class RunRates:
 
     def step(self, pair_tokens: float) -> tuple[float, float]:
         return self.recipe.train.batch_size * pair_tokens / self.trained, 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Size:
-    """Weights of the policy, and who says so."""
-
-    parameters: float
-    figure: Figure
 
 
 class GpuRates:
@@ -252,6 +251,9 @@ class GpuRates:
             return 0.0
         return (self.prompt_tokens + self.answer_tokens) / (3 * self.trained * self.engine_gpus)
 
+    def judge_start(self, judge_is_local_model: bool) -> float:
+        return ENGINE_START + self.load_sampler if judge_is_local_model else 0.0
+
     def training(self, name: str, pairs: float, pair_tokens: float, references: int) -> Training:
         train = self.recipe.train
         step = max(self.step(pair_tokens))
@@ -309,22 +311,6 @@ class GpuRates:
 def engine_gpus(recipe: Recipe) -> int:
     """GPUs that one sampling engine is spread over."""
     return recipe.sampling.vllm.tensor_parallel if recipe.sampling.engine == "vllm" else 1
-
-
-def policy_size(recipe: Recipe, cluster: Cluster, folder: Path | None) -> Size:
-    """Weights of the policy: as given, counted in its files, or read from its name. Raises PlanError for none of these."""
-    name = "weights of the policy"
-    if cluster.parameters is not None:
-        return Size(cluster.parameters * 1e9, Figure(name, cluster.parameters, "billions", "given", "--parameters"))
-    if folder is not None and (found := count_parameters(folder)):
-        return Size(found, Figure(name, found / 1e9, "billions", "measured", "counted in the model's files"))
-    if match := SIZE.search(recipe.policy.model.split("/")[-1]):
-        value = float(match[1]) * (1 if match[2] in "bB" else 1e-3)
-        return Size(value * 1e9, Figure(name, value, "billions", "recipe", f"the name {recipe.policy.model}"))
-    raise PlanError(
-        f"policy.model {recipe.policy.model!r} is not on this machine and its name tells no size; accepted: --parameters "
-        "BILLIONS"
-    )
 
 
 def _calibrated(

@@ -22,8 +22,9 @@ from nashtune.planning.lengths import local_lengths, local_policy
 from nashtune.planning.limits import Limits
 from nashtune.planning.measured import Measured, earlier_run
 from nashtune.planning.played import Costs, Row, Total, rows_of, total_of
+from nashtune.planning.policy_size import policy_size
 from nashtune.planning.probe import paid_engines
-from nashtune.planning.rates import GpuRates, HereRates, Rates, RunRates, engine_gpus, policy_size
+from nashtune.planning.rates import GpuRates, HereRates, Rates, RunRates, engine_gpus
 from nashtune.planning.simulate import Machines, Outcome, Units, play
 from nashtune.planning.times import Times
 from nashtune.planning.work import read_work

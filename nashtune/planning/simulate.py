@@ -84,8 +84,8 @@ class Preparing:
 
 @dataclass(frozen=True, slots=True)
 class Calls:
-    """A judge's or teacher's work: seconds for each unit at the tightest of its limits (``binding``), and the seconds that the
-    last reply takes to come."""
+    """A judge's or teacher's work: seconds for each unit at the tightest of its limits (``binding``), the seconds that the last
+    reply takes to come, and those before the first unit (``start``: a model that judges is loaded)."""
 
     name: str
     units: int
@@ -97,6 +97,7 @@ class Calls:
     """It begins with the first unit of the stage before it, not after the last."""
     local: bool = False
     """It computes on the machines of the run, which are held for it."""
+    start: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,11 +267,11 @@ class _Stage:
 def call(calls: Calls, sampled: Outcome | None) -> Outcome:
     """A judge that takes units as they were committed (``sampled``), or all at once after they were. ``seconds`` are those
     after the sampling's end."""
-    total = max(0, calls.units - 1) * calls.seconds + (calls.last if calls.units else 0.0)
+    total = calls.start + (calls.units - 1) * calls.seconds + calls.last if calls.units else 0.0
     if not calls.alongside or sampled is None:
         after = total + (calls.latency if calls.units else 0.0)
     else:
-        end = 0.0
+        end = calls.start
         for number, commit in enumerate(sampled.commits, 1):
             end = max(end, commit) + (calls.last if number == calls.units else calls.seconds)
         after = max(0.0, end + calls.latency - sampled.seconds)

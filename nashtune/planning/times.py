@@ -47,6 +47,9 @@ class Times:
     """Loading a policy that scores answers, checked."""
     score: float
     """Scoring one answer."""
+    load_judge: float = 0.0
+    """Opening the judge, which each stage of judging does: a model that computes here is loaded. In a calibration made before it
+    was measured, it is in ``judge``."""
     start: Start | None = None
     """None: not measured, as in a calibration made before it was; such plans leave it out and say so."""
 
@@ -84,7 +87,7 @@ class Times:
         ]
 
     def judging(self, sets: int, candidates: int) -> float | None:
-        return None if self.judge is None else sets * candidates * self.judge
+        return None if self.judge is None else self.load_judge + sets * candidates * self.judge
 
     def training(self, pairs: float, references: int, epochs: int) -> float:
         """From looking up the pairs' tokens to the saved policy."""

@@ -111,14 +111,14 @@ class Workload:
         prompts, size = rows[0].items, self.recipe.sampling.unit_prompts
         pace = self.limits.pace([row for row in rows if row.model])
         judge = self._judge(name)
-        here = self._local(judge) * self._candidates(t, name) / self.engines if judge is not None else 0.0
+        here, start = self._here(t, name, judge) if judge is not None else (0.0, 0.0)
         if here and not pace.seconds:
             pace = replace(pace, binding="this judge computes on the nodes")
         number = -(-prompts // size)
         last = prompts - (number - 1) * size if number else 0
         each = pace.seconds + here
         return Calls(
-            name, number, each * size, each * last, pace.latency, pace.binding, self._alongside(name), here > 0
+            name, number, each * size, each * last, pace.latency, pace.binding, self._alongside(name), here > 0, start
         )
 
     def _alongside(self, name: str) -> bool:
@@ -133,9 +133,13 @@ class Workload:
         best_of = name in ("teacher", "validate-teacher") and isinstance(self.recipe.teacher, BestOfN)
         return self.recipe.oracle if best_of else None
 
-    def _local(self, judge: Oracle) -> float:
-        """Seconds of an engine for one candidate."""
-        return self.rates.candidate(any(isinstance(part, LOCAL) for part in parts_of(judge)))
+    def _here(self, t: int, name: str, judge: Oracle) -> tuple[float, float]:
+        """Seconds of the nodes for one set, by a judge that computes on them, and before the first. A model's work is spread
+        over the engines, where they are not the processes of one machine; rules are read by the run's own process."""
+        model = any(isinstance(part, LOCAL) for part in parts_of(judge))
+        each = self.rates.candidate(model) * self._candidates(t, name)
+        spread = self.engines if model and self.recipe.scale.engine == "ray" else 1
+        return each / spread, self.rates.judge_start(model) if each else 0.0
 
     def _candidates(self, t: int, name: str) -> int:
         recipe, teachers = self.recipe, self.estimator.teachers
