@@ -2,9 +2,10 @@
 
     OMP_NUM_THREADS=1 python bench/plan_scale.py [--json] [KEY=VALUE ...]
 
-One thread a worker, so that the calibration says of each worker what it would of one alone. Settings are laid over
-recipes/quickstart.yaml, for plans and runs alike (as iterations=1 prompts.per_iteration=24). Seconds are wall seconds: nothing
-else should run; the load average at each start is in the result. Each run's validation and training are its own.
+One thread a worker, so that the calibration says of each worker what it would of one alone; starting is rehearsed with one and
+with two. Settings are laid over recipes/quickstart.yaml, for plans and runs alike (as iterations=1 prompts.per_iteration=24).
+Seconds are wall seconds of the command `nashtune run`, in a process of its own: nothing else should run; the load average at
+each start is in the result. What a run spends outside the planned stages stands beside the plan's start.
 """
 
 from __future__ import annotations
@@ -12,51 +13,36 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from bars import Row, arguments, finish
-from plan_time import QUICKSTART, _reuse_model
+from plan_time import QUICKSTART, reuse_model, run_alone
 
 from nashtune.recipe import Recipe
 
 
 def predicted(overrides: list[str], folder: Path) -> tuple[dict[int, dict[str, float]], float]:
     """Seconds by stage for 1 and 2 workers, and those of the calibration."""
-    import time
-
-    from nashtune.planning.calibration import calibrate
+    from nashtune.planning.calibration import calibrate, started
     from nashtune.planning.cluster import Cluster
     from nashtune.planning.lengths import local_lengths, local_policy
     from nashtune.planning.scale_plan import make_scale_plan
+    from nashtune.planning.start import start_of
     from nashtune.planning.work import read_work
     from nashtune.recipe import load_recipe
 
     def recipe(workers: int) -> Recipe:
         return load_recipe(QUICKSTART, [*overrides, f"folder={folder}", f"scale.workers={workers}"])
 
-    started = time.perf_counter()
+    began = time.perf_counter()
     one = recipe(1)
     times = calibrate(one, read_work(one, folder / one.name, local_lengths(one, local_policy(one))))
-    seconds = time.perf_counter() - started
-    plans = {n: make_scale_plan(recipe(n), Cluster(nodes=1), times=times) for n in (1, 2)}
+    seconds = time.perf_counter() - began
+    both = {1: times, 2: started(times, start_of(recipe(2)))}
+    plans = {n: make_scale_plan(recipe(n), Cluster(nodes=1), times=both[n]) for n in (1, 2)}
     found = {n: {f"{row.iteration} {row.stage}": 3600 * row.hours for row in plan.rows} for n, plan in plans.items()}
     return found, seconds
-
-
-def taken(overrides: list[str], folder: Path, workers: int, stages: list[str]) -> dict[str, float]:
-    """Seconds of the same stages in a run."""
-    from nashtune.loop import improve
-    from nashtune.recipe import load_recipe
-    from nashtune.run import Run
-
-    recipe = load_recipe(QUICKSTART, [*overrides, f"folder={folder / str(workers)}", f"scale.workers={workers}"])
-    improve(recipe)
-    run = Run.read(folder / str(workers) / recipe.name)
-    found = {}
-    for key in stages:
-        t, name = key.split()
-        found[key] = run.stage(int(t), name).record()["seconds"]
-    return found
 
 
 def main() -> None:
@@ -68,12 +54,13 @@ def main() -> None:
     load = [os.getloadavg()[0]]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        _reuse_model(folder / "cache")
+        reuse_model(folder / "cache")
         plans, calibrating = predicted(options.settings, folder / "calibrated")
         runs = {}
         for workers, plan in plans.items():
             load.append(os.getloadavg()[0])
-            runs[workers] = taken(options.settings, folder, workers, list(plan))
+            settings = [*options.settings, f"scale.workers={workers}"]
+            runs[workers], _ = run_alone(settings, folder / str(workers), list(plan))
     rows: dict[str, Row] = {}
     bars = {}
     for workers, plan in plans.items():

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tiny_chat import tiny_recipe
 
-from nashtune.errors import ModelError
+from nashtune.errors import ModelError, PlanError
 from nashtune.planning import calibration
-from nashtune.planning.calibration import TimedSampler, fit_steps
+from nashtune.planning.calibration import calibrate, started
+from nashtune.planning.lengths import local_lengths, local_policy
 from nashtune.planning.plan import make_plan
 from nashtune.planning.show import print_plan
-from nashtune.planning.times import Times
+from nashtune.planning.start import Start, start_of
+from nashtune.planning.timed import TimedSampler, fit_steps
+from nashtune.planning.times import NO_START, Times
 from nashtune.planning.unit_size import unit_advice
+from nashtune.planning.work import read_work
 from nashtune.recipe import Recipe, parse_recipe
 
 TIMES = Times(
@@ -40,6 +47,20 @@ TIMES = Times(
     load_scorer=2.0,
     score=0.25,
 )
+START = Start(run=7.0, crew=2.5, worker=6.0, trainer=1.25, load=1.5)
+
+
+@pytest.fixture(autouse=True)
+def rehearsals(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[Recipe]:
+    """What was rehearsed: in each test but those of rehearsals themselves, START in place of ten seconds of imports."""
+    asked: list[Recipe] = []
+
+    def start(recipe: Recipe) -> Start:
+        asked.append(recipe)
+        return START
+
+    monkeypatch.setattr(calibration, "start_of", start)
+    return asked
 
 
 def test_scoring_seconds_by_hand() -> None:
@@ -76,6 +97,7 @@ def test_the_plan_advises_units_of_minutes_that_every_worker_has_some_of(prompts
 
 def test_judging_and_training_seconds_by_hand() -> None:
     assert TIMES.judging(100, 6) == pytest.approx(1.2)
+    assert replace(TIMES, load_judge=3.0).judging(100, 6) == pytest.approx(4.2), "each stage opens its judge"
     assert TIMES.training(40, references=2, epochs=3) == pytest.approx(4 + 40 * (2 * 0.2 + 3 * 0.5))
 
 
@@ -127,6 +149,73 @@ def test_a_calibrated_plan_knows_every_stages_seconds_and_measures_once(
     assert [row.seconds for row in again.rows] == [row.seconds for row in plan.rows]
     make_plan(recipe(tiny_folder, tmp_path, sampling={"slots": 4}), calibrated=True)
     assert measured == [0, 0], "other settings are measured anew"
+
+
+def test_a_start_is_in_the_first_of_each_kind_of_stage(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NASHTUNE_CACHE", str(tmp_path / "cache"))
+    settings = recipe(tiny_folder, tmp_path)
+    known = started(TIMES, START)
+    assert known.load_sampler == START.load, "the rehearsal's, in which libraries are there"
+    seconds: dict[bool, dict[tuple[int, str], float | None]] = {}
+    for with_start in (True, False):
+        times = known if with_start else replace(known, start=None)
+        monkeypatch.setattr("nashtune.planning.plan.calibrate", lambda recipe, work, times=times: times)
+        plan = make_plan(settings, calibrated=True)
+        seconds[with_start] = {(row.iteration, row.stage): row.seconds for row in plan.rows}
+        assert any((START.assumptions() if with_start else NO_START) in line for line in plan.assumptions)
+    assert seconds[True].pop((0, "start")) == START.run
+    more = {key: (value or 0.0) - (seconds[False][key] or 0.0) for key, value in seconds[True].items()}
+    assert {key: pytest.approx(value) for key, value in more.items() if value} == {
+        (0, "validate-sample"): START.crew,
+        (1, "train"): START.trainer,
+    }
+
+
+def test_a_calibration_without_a_start_is_read_and_only_the_start_rehearsed(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rehearsals: list[Recipe]
+) -> None:
+    monkeypatch.setenv("NASHTUNE_CACHE", str(tmp_path / "cache"))
+    settings = recipe(tiny_folder, tmp_path)
+    work = read_work(settings, tmp_path / "none", local_lengths(settings, local_policy(settings)))
+    first = calibrate(settings, work)
+    assert (first.start, first.load_sampler, len(rehearsals)) == (START, START.load, 1)
+    (file,) = (tmp_path / "cache" / "calibration").glob("*.json")
+    assert json.loads(file.read_text())["start"]["worker"] == START.worker, "kept in the file"
+    assert calibrate(settings, work) == first
+    assert len(rehearsals) == 1
+    old = json.loads(file.read_text())
+    del old["start"]
+    file.write_text(json.dumps(old))
+    monkeypatch.setattr(calibration, "_measure", None)  # nothing else is measured again
+    assert calibrate(settings, work) == first
+    assert len(rehearsals) == 2
+    assert "start" in json.loads(file.read_text())
+
+
+def test_a_start_is_rehearsed_for_real_and_leaves_nothing(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NASHTUNE_CACHE", str(tmp_path / "cache"))
+    settings = recipe(tiny_folder, tmp_path, scale={"workers": 2})
+    began = time.time()
+    found = start_of(settings)
+    all_of_it = time.time() - began
+    assert found.run + found.crew + found.load + found.trainer < all_of_it
+    assert found.run > 0.2, "an interpreter and this project's libraries"
+    assert found.run + found.crew > found.worker > found.crew, (
+        "workers start after the run's process, before prompts are read"
+    )
+    assert found.worker > 0.2, "torch is imported in each"
+    assert found.load > 0
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_start_that_fails_is_told_with_its_reason(tiny_folder: Path, tmp_path: Path) -> None:
+    broken = recipe(tiny_folder, tmp_path, prompts={"source": str(tmp_path / "gone.jsonl")})
+    with pytest.raises(PlanError, match=r"(?s)rehearsal of the run's start failed.*gone\.jsonl"):
+        start_of(broken)
 
 
 def test_a_judge_that_costs_money_is_not_asked_and_has_no_seconds(

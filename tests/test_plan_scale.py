@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 import yaml
 from plan_table import CASES
 from plan_table import row as table_row
-from test_calibration import TIMES
+from test_calibration import START, TIMES
 from tiny_chat import tiny_recipe
 from typer.testing import CliRunner
 
@@ -31,7 +32,7 @@ from nashtune.planning.cluster import Cluster
 from nashtune.planning.hardware import GPUS, find_gpu, sampling_rate, training_rate
 from nashtune.planning.scale_plan import ScalePlan, make_scale_plan
 from nashtune.planning.show_scale import print_scale_plan
-from nashtune.planning.simulate import Calls, Machines, Training, Units, call, play, sample, train
+from nashtune.planning.simulate import Calls, Machines, Preparing, Training, Units, call, play, sample, train
 from nashtune.recipe import parse_recipe
 
 RUNNER = CliRunner()
@@ -81,6 +82,66 @@ def test_sampling_without_failures_and_spread_is_the_closed_form(number: int, la
     assert held == pytest.approx(80 * found.seconds), "every second of every engine is accounted for"
 
 
+@pytest.mark.parametrize("boot", [0.0, 90.0])
+def test_starting_and_booting_without_failures_is_the_closed_form(boot: float) -> None:
+    """Nodes are booted at the beginning, after a judge that worked alone, and, where 2 of 4 train, after training."""
+    machines = Machines(4, 2, boot=boot)
+    works = [
+        Preparing("start", 11.0),
+        Units("sample", 20, 30.0, 10.0, load=4.0, start=7.0),
+        Calls("judge", 20, 10.0, 5.0, 100.0, "tokens"),
+        Training("train", 500, 10, 5, 200, 4, nodes=2, start=13.0),
+        Units("validate-sample", 9, 30.0, 30.0, load=4.0),
+        Units("kl-sample", 9, 30.0, 30.0),
+    ]
+    found = play(works, machines, "0")
+    by_hand = [11, boot + 7 + 4 + 2 * 30 + 30, 19 * 10 + 5 + 100, boot + 13 + 10 + 500 + 2 * 4 + 5, boot + 4 + 60, 60]
+    assert [one.seconds for one in found] == pytest.approx(by_hand)
+    assert sum(by_hand) == pytest.approx(least_seconds(works, machines))
+    assert found[1].down == boot * 8
+    assert found[1].loading == 8 * (7 + 4)
+    kept = play(works, replace(machines, keep=True), "0")
+    assert sum(one.seconds for one in kept) == pytest.approx(sum(by_hand) - 2 * boot), "held, they boot once"
+    assert least_seconds(works, replace(machines, keep=True)) == pytest.approx(sum(by_hand) - 2 * boot)
+
+
+def test_a_judge_that_computes_on_the_nodes_leaves_them_up() -> None:
+    works = [
+        Units("sample", 4, 10.0, 10.0),
+        Calls("judge", 4, 50.0, 50.0, 0, "here", local=True),
+        Units("b", 4, 10.0, 10.0),
+    ]
+    found = play(works, Machines(2, 1, boot=30.0), "0")
+    assert [one.seconds for one in found] == [50, 200, 20]
+    assert least_seconds(works, Machines(2, 1, boot=30.0)) == 270
+
+
+class Failures(random.Random):
+    """Nodes fail after these times, then no more."""
+
+    def __init__(self, *times: float):
+        super().__init__(0)
+        self.times = [*times][::-1]
+
+    def expovariate(self, lambd: float = 1.0) -> float:
+        return self.times.pop() if self.times else math.inf
+
+
+def test_an_engine_on_a_lost_nodes_successor_starts_and_loads_though_the_others_had_loaded_before() -> None:
+    """One node, units of 10 s, lost at 25: two are done, 5 s of the third lost; the successor is there at 45, its engine has its
+    libraries and model 12 s later, and two units are left."""
+    units = Units("sample", 4, 10.0, 10.0, again=12.0)
+    found = sample(units, Machines(1, 1, mtbf=1e6, replace=20.0), Failures(25.0))
+    assert (found.seconds, found.lost, found.down, found.loading, found.redone) == (25 + 20 + 12 + 20, 5, 20, 12, 1)
+    usual = sample(
+        replace(units, again=None, start=3.0, load=2.0), Machines(1, 1, mtbf=1e6, replace=20.0), Failures(26.0)
+    )
+    assert (usual.loading, usual.seconds) == (5 + 5, 26 + 20 + 5 + 20), "two were done at 25"
+    work = Training("train", 100, load=4, save=2, interval=50, checkpoint=1, nodes=1, start=0.0, again=9.0)
+    trained = train(work, Machines(1, 1, mtbf=1e6, replace=20.0), Failures(30.0))
+    assert trained.seconds == 4 + (30 + 20 + 9) + 51 + 52
+
+
 def test_sampling_by_hand() -> None:
     """5 units of 10 s, the last of 4, on 2 engines that load 3 s: 3 + 10 + 10 + 4."""
     units = Units("sample", 5, 10.0, 4.0, 3.0)
@@ -105,12 +166,10 @@ def test_units_lost_to_failures_are_what_the_closed_form_expects() -> None:
 
 
 def test_engines_are_accounted_for_while_nodes_fail() -> None:
-    units, machines = (
-        Units("sample", 200, 100.0, 50.0, load=30.0),
-        Machines(3, 4, mtbf=900.0, replace=200.0, spread=0.3),
-    )
+    units = Units("sample", 200, 100.0, 50.0, load=30.0, start=12.0)
+    machines = Machines(3, 4, mtbf=900.0, replace=200.0, spread=0.3)
     for seed in range(20):
-        found = sample(units, machines, random.Random(seed))
+        found = sample(units, machines, random.Random(seed), boot=75.0)
         kept = found.busy + found.lost + found.loading + found.down + found.idle
         assert kept == pytest.approx(12 * found.seconds)
         assert found.failures > 0
@@ -118,7 +177,8 @@ def test_engines_are_accounted_for_while_nodes_fail() -> None:
 
 
 def test_training_under_failures_takes_what_the_closed_form_expects() -> None:
-    work, machines = Training("train", 10_000, 60, 30, 900, 20, nodes=4), Machines(4, 8, mtbf=12_000.0, replace=120.0)
+    work = Training("train", 10_000, 60, 30, 900, 20, nodes=4, start=100.0, again=400.0)
+    machines = Machines(4, 8, mtbf=12_000.0, replace=120.0)
     found = [train(work, machines, random.Random(seed)).seconds for seed in range(2000)]
     error = stdev(found) / math.sqrt(len(found))
     assert abs(fmean(found) - expected_training_seconds(work, machines)) < 3 * error
@@ -133,6 +193,12 @@ def test_a_judge_slower_than_the_sampler_takes_its_own_time() -> None:
     )
     apart = Calls("judge", 40, 30.0, 15.0, latency=7.0, binding="tokens")
     assert call(apart, None).seconds == pytest.approx(calls_seconds(apart)) == 39 * 30 + 15 + 7
+    loads = replace(apart, start=9.0)
+    assert call(loads, None).seconds == pytest.approx(calls_seconds(loads)) == 9 + 39 * 30 + 15 + 7
+    beside = replace(judge, start=25.0)
+    assert sampled.seconds + call(beside, sampled).seconds == pytest.approx(25 + 39 * 30 + 15 + 7), (
+        "while units are drawn"
+    )
 
 
 def test_a_judge_faster_than_the_sampler_is_hidden_but_for_the_last_units() -> None:
@@ -157,12 +223,13 @@ def test_the_whole_run_without_failures_is_the_sum_of_the_closed_forms() -> None
 def test_a_plan_by_hand(tmp_path: Path) -> None:
     """Two iterations of 800 prompts, 4 answers of 100 tokens: 32 units of 25 prompts on 16 engines."""
     rates = {"sampling_rate": 1000.0, "training_rate": 2000.0, "mtbf": math.inf, "judge_tpm": 1e5, "price": 2.5}
-    plan = planned(tmp_path, H100 | rates)
+    plan = planned(tmp_path, H100 | rates | {"boot_minutes": 0})
     judged = [row for row in plan.rows if row.stage == "judge"]
     sampled = [row for row in plan.rows if row.stage == "sample"]
     load, unit = 120 + 14, 1 + 25 * 4 * 100 / 1000
     assert least(plan, "sample") <= hours(plan, "sample") < 3 * least(plan, "sample")
     assert least(plan, "sample") == pytest.approx(2 * (load + 2 * unit) / 3600)
+    assert hours(plan, "start") == 0, "not measured for GPUs"
     assert [row.gpu_usd for row in sampled] == pytest.approx([row.hours * 16 * 2.5 for row in sampled])
     tokens = 1600 * (sum(row.api_usd for row in judged) / 1600 - 4 * 4 * 1.02 * 100 / 1e6) * 1e6 + 1600 * 4 * 1.02 * 100
     assert sum(row.judge_hours for row in judged) == pytest.approx(tokens / 1e5 / 60, rel=1e-6), "tokens over TPM"
@@ -198,10 +265,13 @@ def test_overlap_saves_time_and_released_gpus_money(tmp_path: Path) -> None:
     assert beside.total.hours < apart.total.hours
     assert beside.barriers.hours == pytest.approx(apart.total.hours)
     kept = planned(tmp_path, cluster | {"keep_gpus": True})
-    assert kept.total.hours == beside.total.hours
+    boots = 2 * 2 / 60  # after the judge of each iteration's samples; that of validation is faster than booting is
+    assert beside.total.hours - kept.total.hours == pytest.approx(boots)
+    at_once = planned(tmp_path, cluster | {"boot_minutes": 0})
+    assert kept.total.hours - at_once.total.hours == pytest.approx(2 / 60), "the run's first stage boots too"
     assert kept.total.gpu_usd > beside.total.gpu_usd
     waited = hours(kept, "judge") + hours(kept, "validate-judge")
-    assert kept.total.gpu_hours - beside.total.gpu_hours == pytest.approx(16 * waited)
+    assert kept.total.gpu_hours - beside.total.gpu_hours == pytest.approx(16 * (waited - boots))
 
 
 def test_failures_cost_time_and_are_counted(tmp_path: Path) -> None:
@@ -255,6 +325,7 @@ def test_gpus_that_do_not_train_are_not_paid_for_meanwhile(tmp_path: Path) -> No
         "training_rate": 100.0,
         "mtbf": math.inf,
         "price": 1.0,
+        "boot_minutes": 0,
     }
     few, kept = planned(tmp_path, cluster), planned(tmp_path, cluster | {"keep_gpus": True})
     (first, _), (held, _) = ([r for r in plan.rows if r.stage == "train"] for plan in (few, kept))
@@ -310,8 +381,9 @@ def test_machines_like_this_one_go_by_the_calibration(tiny_folder: Path) -> None
     recipe = parse_recipe(tiny_recipe(tiny_folder, scale={"workers": 2}))
     plan = make_scale_plan(recipe, Cluster(nodes=1), times=TIMES)
     sampled = [row for row in plan.rows if row.stage == "sample"]
-    # 12 prompts in units of 4 on two workers: two rounds; the first iteration's policy is loaded already.
-    seconds = [TIMES.sampling(12, 3, unit_prompts=4, models=1, load=False)] * 2
+    # 12 prompts in units of 4 on two workers: two rounds; the first iteration's policy is loaded already, in the second what
+    # scored the divergence's answers was open.
+    seconds = [TIMES.sampling(12, 3, unit_prompts=4, models=1, load=load) for load in (False, True)]
     assert [3600 * row.hours for row in sampled] == pytest.approx(seconds)
     trained = [row for row in plan.rows if row.stage == "train"]
     assert 3600 * trained[0].hours == pytest.approx(TIMES.training(12 * 1.5, references=1, epochs=1))
@@ -319,6 +391,74 @@ def test_machines_like_this_one_go_by_the_calibration(tiny_folder: Path) -> None
     (first, *_) = [row for row in twice.rows if row.stage == "sample"]
     assert 3600 * first.hours == pytest.approx(seconds[0] / 2), "three units on four workers: one round"
     assert plan.total.usd == 0
+
+
+def test_machines_like_this_one_start_as_rehearsed(tiny_folder: Path) -> None:
+    recipe = parse_recipe(tiny_recipe(tiny_folder, scale={"workers": 2}))
+    known, unknown = (
+        make_scale_plan(recipe, Cluster(nodes=1), times=replace(TIMES, start=start)) for start in (START, None)
+    )
+    assert known.rows[0].stage == "start"
+    assert 3600 * known.rows[0].hours == START.run
+    more = [3600 * (a.hours - b.hours) for a, b in zip(known.rows[1:], unknown.rows, strict=True)]
+    stages = [(row.iteration, row.stage) for row in unknown.rows]
+    first, trained = stages.index((0, "validate-sample")), stages.index((1, "train"))
+    expected = [START.crew * (n == first) + START.trainer * (n == trained) for n in range(len(more))]
+    assert more == pytest.approx(expected, abs=1e-6)
+    assert known.least_hours - unknown.least_hours == pytest.approx(known.total.hours - unknown.total.hours)
+    told = {figure.name: figure for figure in known.assumptions}
+    assert told["replacing a worker, until it could load a model"].value == START.worker
+    assert told["until the run's first stage"].origin == "measured"
+    (left_out,) = [figure for figure in unknown.assumptions if "starting processes" in figure.name]
+    assert (left_out.value, left_out.origin) == (0, "assumed")
+    assert "--calibrate" in left_out.source
+
+
+def test_a_lost_workers_successor_starts_anew(tiny_folder: Path) -> None:
+    """With a longer start of a worker, and it alone, only plans with failures take longer."""
+    recipe = parse_recipe(tiny_recipe(tiny_folder, scale={"workers": 2}))
+
+    def total(worker: float, mtbf: float) -> float:
+        times = replace(TIMES, start=replace(START, worker=worker))
+        return make_scale_plan(recipe, Cluster(nodes=1, mtbf=mtbf, replace_minutes=0.1), times=times).total.hours
+
+    assert total(6.0, math.inf) == total(600.0, math.inf)
+    assert total(600.0, 0.05) > total(6.0, 0.05)
+
+
+def test_what_a_run_recorded_of_loading_is_apart_from_its_rates(tiny_folder: Path, tmp_path: Path) -> None:
+    """Records written by hand: 10 s before the first unit in the run's first stage, 2 and 4 later."""
+    from nashtune.loop import improve
+    from nashtune.planning.measured import measure
+    from nashtune.run import Run
+
+    recipe = parse_recipe(tiny_recipe(tiny_folder) | {"folder": str(tmp_path / "runs")})
+    improve(recipe)
+    run = Run.read(tmp_path / "runs" / "tiny")
+    recorded = {t: run.stage(t, "sample").record() for t in (1, 2)}
+    assert all(0 <= record["facts"]["start_seconds"] <= record["seconds"] for record in recorded.values())
+    for (t, name), seconds in {(0, "validate-sample"): 3.0, (0, "validate-teacher-pool"): 10.0, (1, "sample"): 2.0,
+                               (2, "sample"): 4.0}.items():  # fmt: skip
+        file = run.stage(t, name).file
+        record = json.loads(file.read_text())
+        file.write_text(json.dumps(record | {"seconds": 20.0, "facts": record["facts"] | {"start_seconds": seconds}}))
+    found = measure(run, "the run").loading
+    tokens = sum(record["facts"]["tokens"] for record in recorded.values())
+    assert found is not None
+    assert (found.load, found.start, found.rate) == (3, 7, tokens / (40 - 6))
+    plan = make_scale_plan(recipe, Cluster(nodes=1))
+    told = {figure.name: figure.value for figure in plan.assumptions}
+    assert (told["loading a sampler"], told["starting workers"]) == (3, 7)
+    assert told["sampling with one worker"] == pytest.approx(found.rate)
+    (first, second) = [3600 * row.hours for row in plan.rows if row.stage == "sample"]
+    assert second - first == pytest.approx(3), "the second loads"
+    file = run.stage(2, "sample").file
+    old = json.loads(file.read_text())
+    del old["facts"]["start_seconds"]
+    file.write_text(json.dumps(old))
+    assert measure(run, "the run").loading is None
+    told = {figure.name: figure.source for figure in make_scale_plan(recipe, Cluster(nodes=1)).assumptions}
+    assert "in its rates" in told["starting workers and loading a sampler"]
 
 
 def test_nothing_measured_here_is_said(tmp_path: Path) -> None:
@@ -376,6 +516,7 @@ REFUSED = {
     "no gpus": (["--nodes", "1", "--gpus", "0", "--gpu", "H100"], "--gpus 0; accepted"),
     "no nodes": (["--nodes", "0", *G8], "--nodes 0; accepted"),
     "negative price": ([*G8, "--price", "-1"], "--price -1"),
+    "negative boot": ([*G8, "--boot-minutes", "-1"], "--boot-minutes -1"),
     "nan": ([*G8, "--mtbf", "nan"], "--mtbf nan"),
     "endless price": ([*G8, "--price", "inf"], "--price inf"),
     "gpus without type": (["--nodes", "1", "--gpus", "8"], "--gpus without --gpu"),

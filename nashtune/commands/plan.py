@@ -46,6 +46,9 @@ def plan(
     replace_minutes: Annotated[
         float | None, typer.Option(help="Until a lost node's successor is there; 10.", rich_help_panel=CLUSTER)
     ] = None,
+    boot_minutes: Annotated[
+        float | None, typer.Option(help="Until a node that is asked for is up; 2 with --gpu.", rich_help_panel=CLUSTER)
+    ] = None,
     keep_gpus: Annotated[
         bool, typer.Option("--keep-gpus", help="Pay for GPUs while only a judge works.", rich_help_panel=CLUSTER)
     ] = False,
@@ -92,6 +95,7 @@ def plan(
         "price": price,
         "mtbf": mtbf,
         "replace_minutes": replace_minutes,
+        "boot_minutes": boot_minutes,
         "keep_gpus": keep_gpus or None,
         "prompts": prompts,
         "parameters": parameters,

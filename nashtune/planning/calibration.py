@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from nashtune import recipe as recipe_sections
 from nashtune.environment import describe_environment
@@ -21,12 +20,14 @@ from nashtune.errors import ModelError, PromptError
 from nashtune.judging.registry import open_oracle, parts_of
 from nashtune.pairs import Item, build_pairs
 from nashtune.planning.measured import Answers, Measured
+from nashtune.planning.start import Start, start_of
+from nashtune.planning.timed import TimedSampler, TimedScorer
 from nashtune.planning.times import Times
 from nashtune.planning.work import Work
 from nashtune.recipe import BestOfN, Oracle, Recipe, identity, parse_recipe
 from nashtune.records import Judgment, Pair, Prompt, Response
 from nashtune.run import Run
-from nashtune.sampling.role import Opened, Sampler
+from nashtune.sampling.role import Sampler
 from nashtune.scale.local import Facts, LocalEngine, Unit
 from nashtune.seeds import canonical_json, content_hash
 from nashtune.stages.sampling import Scorer
@@ -44,76 +45,25 @@ STEPS = 2
 """Optimizer steps taken; the last is counted, as the first pays for what later ones find there."""
 MOST_PAIRS = 32
 """Pairs trained on."""
-FIGURES = sorted(Times.__dataclass_fields__)
-"""What a calibration measures; one with other figures is made again."""
-
-
-@dataclass(frozen=True, slots=True)
-class TimedSampler:
-    """A sampler's unit, with the seconds of each step."""
-
-    sampler: Sampler
-
-    def key(self) -> str:
-        return "timed " + self.sampler.key()
-
-    def open(self) -> tuple[Opened, float]:
-        import nashtune.sampling.native  # noqa: F401 - a run loads its libraries once, not with each policy
-
-        started = time.perf_counter()
-        return self.sampler.open(), time.perf_counter() - started
-
-    def work(self, opened: tuple[Opened, float], unit: Unit) -> Facts:
-        """Sample the unit and commit it; facts hold the fitted seconds (``Times``)."""
-        inside, load = opened
-        engine: Any = inside.engine
-        rows: list[tuple[float, int, int]] = []
-
-        def told(tokens: int) -> None:
-            rows.append((time.perf_counter(), tokens, engine.prefilled_tokens))
-
-        rows.append((time.perf_counter(), 0, engine.prefilled_tokens))
-        engine.on_tokens = told
-        try:
-            facts = self.sampler.work(inside, unit)
-        finally:
-            engine.on_tokens = None
-        step, row, prefill = fit_steps(rows)
-        return {**facts, "load": load, "step": step, "row": row, "prefill": prefill}
-
-
-def fit_steps(rows: Sequence[tuple[float, int, int]]) -> tuple[float, float, float]:
-    """(time, tokens of the step, prompt tokens computed so far) per step -> seconds per step, per row of a step and per
-    prompt token, by least squares; none below 0, and their total that of the steps."""
-    import numpy as np
-
-    values = np.array(rows, dtype=float)
-    seconds, prefilled = np.diff(values[:, 0]), np.diff(values[:, 2])
-    # Where prompts were computed, the step's tokens are the first of their answers, whose cost is the prompt's.
-    columns = np.stack([prefilled == 0, np.where(prefilled == 0, values[1:, 1], 0), prefilled], 1).astype(float)
-    kept = list(range(3))
-    found = np.zeros(3)
-    while kept:
-        part, *_ = np.linalg.lstsq(columns[:, kept], seconds, rcond=None)
-        if (part >= 0).all():
-            found[kept] = part
-            break
-        kept.pop(int(part.argmin()))
-    total = float((columns @ found).sum())
-    found *= float(seconds.sum()) / total if total > 0 else 0.0
-    return float(found[0]), float(found[1]), float(found[2])
+FIGURES = sorted(set(Times.__dataclass_fields__) - {"start", "load_judge"})
+"""What every calibration measured; one with other figures is made again. A start that is not there is rehearsed alone."""
 
 
 def cached(recipe: Recipe, fingerprint: str) -> Times | None:
     """An earlier calibration of this recipe's model and settings on this machine."""
     file = _cache_file(recipe, fingerprint)
-    return Times(**read_json(file)) if file.exists() else None
+    if not file.exists():
+        return None
+    values = read_json(file)
+    start = values.pop("start", None)
+    return Times(**values, start=Start(**start) if start else None)
 
 
 def calibrate(recipe: Recipe, work: Work, fresh: bool = False) -> Times:
     """The figures, measured unless they are in the cache (``fresh``: always).
 
-    Raises ModelError where the recipe has no model to measure, PromptError where no prompt can be read.
+    Raises ModelError where the recipe has no model to measure, PromptError where no prompt can be read, PlanError where the
+    run's start fails in its rehearsal.
     """
     if recipe.sampling.engine != "native":
         raise ModelError(
@@ -128,10 +78,15 @@ def calibrate(recipe: Recipe, work: Work, fresh: bool = False) -> Times:
 
     fingerprint = find_policy(recipe.policy).fingerprint
     found = None if fresh else cached(recipe, fingerprint)
-    if found is None:
-        found = _measure(recipe, work)
+    if found is None or found.start is None:
+        found = started(found or _measure(recipe, work), start_of(recipe))
         write_json(_cache_file(recipe, fingerprint), asdict(found))
     return found
+
+
+def started(times: Times, start: Start) -> Times:
+    """With this start, whose loading of a sampler is one among libraries that are there."""
+    return replace(times, start=start, load_sampler=start.load)
 
 
 def as_measured(times: Times) -> Measured:
@@ -174,7 +129,7 @@ def _measure(recipe: Recipe, work: Work) -> Times:
         with Run.open(scratch, folder) as run:
             facts, responses = _sample(run, recipe, file, folder)
             load_scorer, score = _score(run, recipe, file, folder)
-            judge, judged = _judge(run, chosen, responses)
+            judge, load_judge, judged = _judge(run, chosen, responses)
             trained = _train(run, chosen, responses, judged)
             prompt_tokens = _prompt_tokens(run, chosen)
     lengths = [len(r.token_ids) for r in responses]
@@ -198,6 +153,7 @@ def _measure(recipe: Recipe, work: Work) -> Times:
         train_fixed=trained.fixed,
         load_scorer=load_scorer,
         score=score,
+        load_judge=load_judge,
     )
 
 
@@ -232,28 +188,6 @@ def _sampled(folder: Path, index: int) -> Path:
     return folder / f"sampled-{index}.parquet"
 
 
-@dataclass(frozen=True, slots=True)
-class TimedScorer:
-    """A scorer's unit, with the seconds of its loading."""
-
-    scorer: Scorer
-
-    def key(self) -> str:
-        return "timed " + self.scorer.key()
-
-    def open(self) -> tuple[Any, float]:
-        import nashtune.training.logprobs  # noqa: F401 - as above
-
-        started = time.perf_counter()
-        return self.scorer.open(), time.perf_counter() - started
-
-    def work(self, opened: tuple[Any, float], unit: Unit) -> Facts:
-        """Score the unit and commit it."""
-        started = time.perf_counter()
-        facts = self.scorer.work(opened[0], unit)
-        return {**facts, "load": opened[1], "seconds": time.perf_counter() - started}
-
-
 def _score(run: Run, recipe: Recipe, file: Path, folder: Path) -> tuple[float, float]:
     """Seconds to load a scorer, and for each answer: of the sampled units, all at the same time as in sampling."""
     role = TimedScorer(Scorer(policy_of(run, 0), "t", "float32"))
@@ -265,42 +199,52 @@ def _score(run: Run, recipe: Recipe, file: Path, folder: Path) -> tuple[float, f
     return max(f["load"] for f in facts), sum(f["seconds"] for f in facts) / answers
 
 
-def _judge(run: Run, prompts: Sequence[Prompt], responses: Sequence[Response]) -> tuple[float | None, list[Item]]:
-    """Seconds for each candidate where judging is free and waits for nobody, and the judged sets: the first k answers with
-    the teacher's, the best of the others, where the recipe has such a teacher."""
+def _judge(
+    run: Run, prompts: Sequence[Prompt], responses: Sequence[Response]
+) -> tuple[float | None, float, list[Item]]:
+    """Seconds for each candidate where judging is free and waits for nobody, those of opening such a judge, and the judged
+    sets: the first k answers with the teacher's, the best of the others, where the recipe has such a teacher."""
     section, k = run.recipe.judge(validation=False), run.recipe.sampling.k
     free = (recipe_sections.RulesOracle, recipe_sections.ScriptedOracle, *LOCAL)
     joined = (recipe_sections.PanelOracle, recipe_sections.CascadeOracle)
     if section is None or not all(isinstance(part, (*free, *joined)) for part in parts_of(section)):
-        return None, []
+        return None, 0.0, []
     answers: dict[str, list[Response]] = {prompt.id: [] for prompt in prompts}
     for response in responses:
         answers[response.prompt_id].append(response)
     pools = [answers[prompt.id][k:] for prompt in prompts]
     if pools[0]:
-        _, choices = _judged(run, section, prompts, pools)
+        *_, choices = _judged(run, section, prompts, pools)
         best = [pool[_best(found)].replace(source="teacher") for pool, found in zip(pools, choices, strict=True)]
         sets = [[*answers[prompt.id][:k], one] for prompt, one in zip(prompts, best, strict=True)]
     else:
         sets = [answers[prompt.id] for prompt in prompts]
-    seconds, found = _judged(run, section, prompts, sets)
-    return seconds / sum(map(len, sets)), list(zip(prompts, sets, found, strict=True))
+    seconds, load, found = _judged(run, section, prompts, sets)
+    return seconds, load, list(zip(prompts, sets, found, strict=True))
 
 
 def _judged(
     run: Run, section: Oracle, prompts: Sequence[Prompt], sets: Sequence[list[Response]]
-) -> tuple[float, list[Judgment]]:
+) -> tuple[float, float, list[Judgment]]:
+    """Seconds for each candidate, of all sets but the first, which pays for what is loaded at first use; those of opening, with
+    what the first set takes more; and the verdicts."""
+    laps = [time.perf_counter()]
     oracle = open_oracle(section, resources_of(run, 1))
 
     async def work() -> list[Judgment]:
         try:
-            return await together(oracle.judge(prompt, found, 0) for prompt, found in zip(prompts, sets, strict=True))
+            first = await oracle.judge(prompts[0], sets[0], 0)
+            laps.append(time.perf_counter())
+            rest = zip(prompts[1:], sets[1:], strict=True)
+            return [first, *await together(oracle.judge(prompt, found, 0) for prompt, found in rest)]
         finally:
+            laps.append(time.perf_counter())
             await oracle.aclose()
 
-    started = time.perf_counter()
     found = finish(work())
-    return time.perf_counter() - started, found
+    first, rest = laps[1] - laps[0], laps[2] - laps[1]
+    each = rest / sum(map(len, sets[1:])) if sets[1:] else first / len(sets[0])
+    return each, max(0.0, first - each * len(sets[0])), found
 
 
 def _best(judgment: Judgment) -> int:
@@ -330,20 +274,21 @@ def _train(run: Run, prompts: Sequence[Prompt], responses: Sequence[Response], j
     answers = {r.id: r for r in (*responses, *(r for _, found, _ in judged for r in found))}
     pairs += _any_pairs(responses, STEPS * size - len(pairs))
     chosen = pairs[: STEPS * size]
-    tokens = PairTokens(run).of(chosen, prompts, answers.values())
+    started = time.perf_counter()
+    tokens = tuple(PairTokens(run).of(chosen, prompts, answers.values()))
     base = job_without_pairs(run, 1)
     section = base.train.model_copy(update={"batch_size": -(-len(chosen) // STEPS), "epochs": 1})
-    job = replace(base, pairs=tuple(tokens), train=section)
+    job = replace(base, pairs=tokens, train=section)
     steps: list[StepMetrics] = []
-    started = time.perf_counter()
     head_start = HeadStart(replace(job, pairs=()))
     head_start.load()
     loaded = head_start.seconds
     result = train_policy(job, steps.append, head_start)
     references = max(0.0, result.reference_seconds - loaded)
-    fixed = time.perf_counter() - started - references - sum(step.seconds for step in steps)
-    count = len(job.pairs)
-    return _Trained(per_prompt, steps[-1].seconds * len(steps) / count, references / count, fixed)
+    count, last = len(job.pairs), steps[-1]
+    step = last.seconds * sum(one.tokens for one in steps) / max(1, last.tokens)  # as if all went as fast as the last
+    fixed = time.perf_counter() - started - references - min(step, sum(one.seconds for one in steps))
+    return _Trained(per_prompt, step / count, references / count, fixed)
 
 
 def _any_pairs(responses: Sequence[Response], count: int) -> list[Pair]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from nashtune.planning.simulate import Calls, Machines, Training, Units, Work
+from nashtune.planning.simulate import Calls, Machines, Preparing, Training, Units, Work
 
 
 def sampling_seconds(units: Units, machines: Machines) -> float:
@@ -14,22 +14,22 @@ def sampling_seconds(units: Units, machines: Machines) -> float:
     if not units.number:
         return 0.0
     full, rest = divmod(units.number - 1, engines)
-    return units.load + (full + (rest > 0)) * units.seconds + (units.last if rest == 0 else 0.0)
+    return units.start + units.load + (full + (rest > 0)) * units.seconds + (units.last if rest == 0 else 0.0)
 
 
 def calls_seconds(calls: Calls) -> float:
     """Of a judge that nothing else holds up."""
     if not calls.units:
         return 0.0
-    return (calls.units - 1) * calls.seconds + calls.last + calls.latency
+    return calls.start + (calls.units - 1) * calls.seconds + calls.last + calls.latency
 
 
 def training_seconds(training: Training) -> float:
     """Without failures."""
     if training.seconds <= 0:
-        return training.load
+        return training.start + training.load
     checkpoints = max(0, math.ceil(round(training.seconds / training.interval, 9)) - 1)
-    return training.load + training.seconds + checkpoints * training.checkpoint + training.save
+    return training.start + training.load + training.seconds + checkpoints * training.checkpoint + training.save
 
 
 def expected_lost_sampling(units: Units, machines: Machines) -> float:
@@ -43,13 +43,13 @@ def expected_lost_sampling(units: Units, machines: Machines) -> float:
 
 def expected_training_seconds(training: Training, machines: Machines) -> float:
     """Mean seconds under failures: (1/f + R) (e^(f s) - 1) for each segment of s seconds, checkpoint included, where R is the
-    time to replace a node and load again, in which nothing fails (Daly 2006, A higher order estimate of the optimum
+    time to replace a node, start on it and load again, in which nothing fails (Daly 2006, A higher order estimate of the optimum
     checkpoint interval, eq. 13 without its failures during restart)."""
     between = machines.mtbf / training.nodes
     if math.isinf(between):
         return training_seconds(training)
-    restart = machines.replace + training.load
-    total, left = training.load, training.seconds
+    restart = machines.replace + training.anew
+    total, left = training.start + training.load, training.seconds
     while left > 1e-9:
         work = min(training.interval, left)
         segment = work + (training.checkpoint if left > training.interval else training.save)
@@ -59,16 +59,21 @@ def expected_training_seconds(training: Training, machines: Machines) -> float:
 
 
 def least_seconds(stages: Sequence[Work], machines: Machines) -> float:
-    """Of all stages without failures, spread and overlap: every barrier waited for."""
-    total = 0.0
+    """Of all stages without failures, spread and overlap: every barrier waited for, every node booted when it is needed."""
+    total, there = 0.0, 0
     for work in stages:
+        waiting = 0.0
         match work:
+            case Preparing():
+                total += work.seconds
             case Units():
-                total += sampling_seconds(work, machines)
+                total += machines.boot_of(machines.nodes, there) + sampling_seconds(work, machines)
             case Calls():
                 total += calls_seconds(work)
+                waiting = 0.0 if work.local else calls_seconds(work)
             case Training():
-                total += training_seconds(work)
+                total += machines.boot_of(work.nodes, there) + training_seconds(work)
+        there = machines.held(work, waiting, there)
     return total
 
 

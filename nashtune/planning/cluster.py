@@ -15,6 +15,7 @@ MTBF_SOURCE = (
     "419 unexpected interruptions in 54 days on 16,384 H100 in nodes of 8 (The Llama 3 Herd of Models, 2407.21783)"
 )
 REPLACE_MINUTES = 10.0
+BOOT_MINUTES = 2.0
 MOST_TRIALS = 1_000
 
 
@@ -37,6 +38,8 @@ class Cluster:
     """Hours between failures of one node; inf: none fails."""
     replace_minutes: float = REPLACE_MINUTES
     """Until a lost node's successor is there."""
+    boot_minutes: float | None = None
+    """Until a node asked for is up. None: BOOT_MINUTES with GPUs; machines like this one are up."""
     keep_gpus: bool = False
     """Pay for the GPUs while only a judge or teacher works."""
     prompts: int | None = None
@@ -63,7 +66,8 @@ class Cluster:
             value = getattr(self, field.name)
             if field.name in ("gpu", "keep_gpus", "seed") or value is None:
                 continue
-            if math.isnan(value) or value <= 0 or (math.isinf(value) and field.name != "mtbf"):
+            none = value == 0 and field.name == "boot_minutes"  # nodes that are up already
+            if math.isnan(value) or (value <= 0 and not none) or (math.isinf(value) and field.name != "mtbf"):
                 raise PlanError(f"{_option(field.name)} {value:g}; accepted: a number above 0")
         if self.trials > MOST_TRIALS:
             raise PlanError(f"--trials {self.trials}; accepted: 1 to {MOST_TRIALS}")
@@ -109,6 +113,20 @@ class Cluster:
         if self.gpu is None:
             return Figure(name, math.inf, "hours", "assumed", "machines like this one do not fail; --mtbf lets them")
         return Figure(name, MTBF_HOURS, "hours", "published", MTBF_SOURCE)
+
+    def boot_figure(self) -> Figure:
+        """Minutes until a node that is asked for is up."""
+        name, unit = "booting a node", "minutes"
+        if self.boot_minutes is not None:
+            return Figure(name, self.boot_minutes, unit, "given", "--boot-minutes")
+        if self.gpu is None:
+            return Figure(
+                name, 0.0, unit, "assumed", "machines like this one are up; --boot-minutes has them asked for"
+            )
+        how = (
+            "at the run's beginning and after nodes were given back, longer waits for a queue left out; --boot-minutes"
+        )
+        return Figure(name, BOOT_MINUTES, unit, "assumed", how)
 
 
 def _option(name: str) -> str:

@@ -22,12 +22,16 @@ from nashtune.planning.bills import (
 from nashtune.planning.evaluations import evaluation_bills, evaluations_of
 from nashtune.planning.lengths import Lengths, filler_text
 from nashtune.planning.measured import Answers, Measured
+from nashtune.planning.opened import loads
+from nashtune.planning.start import Start
 from nashtune.planning.unit_size import unit_advice
 from nashtune.planning.work import Work
 from nashtune.recipe import BestOfN, Recipe, RemoteTeacher
 from nashtune.records import Prompt
 from nashtune.summaries import AVERAGE
 
+START = "start"
+"""The row of what a run does before its first stage; only where a calibration has measured it."""
 PAIRS_PER_PROMPT = 2.0
 """Where no run has shown how many pairs the rule finds (the paper's first iteration has about two)."""
 
@@ -138,11 +142,18 @@ class Estimator:
         )
         return Factors(judged.calls / calls, judged.prompt_tokens / prompt, judged.completion_tokens / completion)
 
+    @property
+    def start(self) -> Start | None:
+        """What was measured of a run's start."""
+        return self.measured.times.start if self.measured.times else None
+
     # ---- rows --------------------------------------------------------------------------------------------------------
 
     def rows(self) -> list[Row]:
         """Every stage of iterations 0..T, in the order of the run."""
         found: list[Row] = []
+        if self.start is not None:
+            found.append(Row(0, START, seconds=self.start.run))
         for t in range(self.recipe.iterations + 1):
             if t >= 1:
                 prompts = self.work.parts[t - 1]
@@ -197,16 +208,11 @@ class Estimator:
         rate, times = self.measured.sampling_rate, self.measured.times
         seconds = models * tokens / rate if rate else None
         if times is not None:
-            load = self.loads(t, stage)
+            load = loads(self.recipe, t, stage)
             seconds = times.sampling(prompts, n, self.recipe.sampling.unit_prompts, models, load=load)
+            if self.start is not None and (t, stage) == (0, "validate-sample"):
+                seconds += self.start.crew  # the crew lives as long as the run
         return Row(t, stage, items=prompts, tokens=tokens, seconds=seconds)
-
-    def loads(self, t: int, stage: str) -> bool:
-        """Whether a stage's policy is another than the one sampled from just before: iteration 0 loads the initial policy once,
-        training lets go of what was loaded, and what validation loads is sampled from in the next iteration."""
-        if stage == "validate-sample":
-            return True
-        return t >= 2 and (stage != "sample" or self.recipe.sampling.policy == "initial")
 
     def _teacher_rows(self, t: int, stage: str, prompts: int, texts: Texts) -> list[Row]:
         teacher, rate = self.recipe.teacher, self.measured.teacher_rate
@@ -263,6 +269,7 @@ class Estimator:
         if times is not None:
             references = len(recipe.objective.row.references(recipe.objective.settings))
             seconds = times.training(new * (1 + sum(older)), references, recipe.train.epochs)
+            seconds += self.start.trainer if self.start is not None and t == 1 else 0.0
         return Row(t, "train", items=round(new), tokens=tokens, seconds=seconds)
 
     @cached_property

@@ -16,6 +16,8 @@ from nashtune.run import Run
 from nashtune.store import tables
 
 STAGES = ("sample", "teacher", "judge", "pairs", "train", "kl-sample", "kl-scores")
+STARTED = "start_seconds"
+"""Fact of a stage of units: seconds before its first unit began, in which processes start and models are loaded."""
 READ_RESPONSES = 2000
 """Most answers whose length is looked at."""
 
@@ -43,6 +45,16 @@ class Judged:
 
 
 @dataclass(frozen=True, slots=True)
+class Loading:
+    """What passed before the first units of a run's stages of sampling (seconds): ``load`` in the mean of its iterations,
+    ``start`` so much more in its first stage, in which processes start; ``rate``: tokens a second of the rest."""
+
+    load: float
+    start: float
+    rate: float
+
+
+@dataclass(frozen=True, slots=True)
 class Measured:
     """Everything measured, None where the run had none of it. Rates are tokens (teacher: answers) a second of the stage,
     the loading of models included."""
@@ -59,6 +71,8 @@ class Measured:
     pairs_per_prompt: float | None = None
     times: Times | None = None
     """A calibration's, which say more than the rates."""
+    loading: Loading | None = None
+    """What of the sampling rate's seconds is loading, where records say so."""
 
 
 def measure(run: Run, source: str) -> Measured:
@@ -82,7 +96,24 @@ def measure(run: Run, source: str) -> Measured:
         training_rate=_ratio(train["tokens"], train["seconds"]),
         scoring_rate=_ratio(facts["kl-sample"]["responses"], facts["kl-scores"]["seconds"]),
         pairs_per_prompt=_ratio(facts["pairs"]["pairs"], judge["judgments"]) if facts["pairs"]["stages"] else None,
+        loading=_loading(run, sample),
     )
+
+
+def _loading(run: Run, sample: Counter[str]) -> Loading | None:
+    """By the records' ``start_seconds``; None where a stage has none, as in a run of an earlier version."""
+    stages = [stage for t in run.iterations() if (stage := run.stage(t, "sample")).file.exists()]
+    told = [found for stage in stages if (found := stage.record()["facts"].get(STARTED)) is not None]
+    first = [
+        found
+        for name in ("validate-sample", "validate-teacher-pool")
+        if (stage := run.stage(0, name)).file.exists() and (found := stage.record()["facts"].get(STARTED)) is not None
+    ]
+    working = sample["seconds"] - sum(told)
+    if not told or len(told) < len(stages) or not first or working <= 0:
+        return None
+    load = sum(told) / len(told)
+    return Loading(load, max(0.0, max(first) - load), sample["tokens"] / working)
 
 
 def earlier_run(recipe: Recipe, folder: Path) -> Measured | None:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from statistics import fmean
 from typing import Any
 
-from nashtune.planning.simulate import Calls, Outcome, Training, Units
+from nashtune.planning.simulate import Calls, Outcome, Preparing, Training, Units
 from nashtune.planning.workload import Stage
 
 
@@ -31,6 +31,8 @@ class Costs:
     def held(self, stage: Stage, outcome: Outcome, before: Outcome | None) -> float:
         """GPU-seconds paid for on the nodes and for the judge."""
         work = stage.work
+        if isinstance(work, Preparing):
+            return 0.0
         if isinstance(work, Units):
             return outcome.seconds * self.gpus
         if isinstance(work, Training):
@@ -42,7 +44,7 @@ class Costs:
     def unused(self, stage: Stage, outcome: Outcome, before: Outcome | None) -> float:
         """GPU-seconds of those held in which a GPU had nothing to do, the engines' own idle time left out."""
         work = stage.work
-        if isinstance(work, Units):
+        if isinstance(work, Units | Preparing):
             return 0.0
         if isinstance(work, Training):
             return outcome.seconds * (self.gpus - self.train_gpus) if self.keep else 0.0
@@ -54,7 +56,8 @@ class Costs:
 @dataclass(frozen=True, slots=True)
 class Row:
     """Means over the runs of one stage. ``hours`` pass before the next stage begins; GPU-hours (of engines, where there are no
-    GPUs) are held, of which ``lost`` were done again, ``loading``, ``down`` (waiting for a lost node's successor) and ``idle``.
+    GPUs) are held, of which ``lost`` were done again, ``loading``, ``down`` (waiting for a node to boot, or for a lost one's
+    successor) and ``idle``.
     ``judge_hours``: what the judge takes at its limits, ``limit`` the tightest of them."""
 
     iteration: int

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 from nashtune.errors import PlanError
 from nashtune.planning.cluster import Cluster
 from nashtune.planning.figures import Figure
 from nashtune.planning.hardware import Gpu, sampling_rate, training_rate
-from nashtune.planning.lengths import count_parameters
 from nashtune.planning.measured import Measured
+from nashtune.planning.policy_size import Size
 from nashtune.planning.simulate import Training
 from nashtune.planning.times import Times
 from nashtune.recipe import Recipe
@@ -31,12 +28,15 @@ IN_MEMORY = 0.8
 """Share of a GPU's memory that weights and their training state may take; activations and caches need the rest."""
 RECOMPUTE = 4 / 3
 """Training with recomputed activations over training without: a second forward pass of three passes' FLOPs."""
-SIZE = re.compile(r"(?<![\d.])(\d+(?:\.\d+)?)\s?([bBmM])(?![a-zA-Z])")
 
 
 class Rates(Protocol):
     """Seconds of one engine, and what they rest on."""
 
+    start: float
+    """From an engine's process being asked for until it can load a model."""
+    first_start: float
+    """As much of that as the run waits for in its first stage."""
     load_sampler: float
     load_scorer: float
     spread: float
@@ -54,6 +54,10 @@ class Rates(Protocol):
 
     def candidate(self, judge_is_local_model: bool) -> float:
         """A judge that computes here, for one answer."""
+        ...
+
+    def judge_start(self, judge_is_local_model: bool) -> float:
+        """Before such a judge's first answer, in each stage."""
         ...
 
     def training(self, name: str, pairs: float, pair_tokens: float, references: int) -> Training:
@@ -74,6 +78,7 @@ class HereRates:
     def __init__(self, recipe: Recipe, times: Times):
         self.recipe, self.times = recipe, times
         self.load_sampler, self.load_scorer = times.load_sampler, times.load_scorer
+        self.start, self.first_start, self.trainer = 0.0, 0.0, 0.0
         how = f"calibration on {times.machine}"
         full = recipe.sampling.unit_prompts
         named = (
@@ -87,6 +92,23 @@ class HereRates:
         self.figures = [Figure(name, value, unit, "measured", how) for name, value, unit in named]
         if times.judge is not None:
             self.figures.append(Figure("judging a candidate", times.judge, "s", "measured", how))
+            self.figures.append(Figure("opening the judge", times.load_judge, "s", "measured", how))
+        self.figures += self._start()
+
+    def _start(self) -> list[Figure]:
+        start = self.times.start
+        if start is None:
+            name = "starting processes and loading libraries"
+            return [Figure(name, 0.0, "s", "assumed", "not measured by this calibration; --calibrate measures it")]
+        self.start, self.first_start, self.trainer = start.worker, start.crew, start.trainer
+        how = "a rehearsal here, with as many workers as scale.workers"
+        named = (
+            ("until the run's first stage", start.run),
+            ("from then until all workers could load a model", start.crew),
+            ("replacing a worker, until it could load a model", start.worker),
+            ("libraries of the first training", start.trainer),
+        )
+        return [Figure(name, value, "s", "measured", how) for name, value in named]
 
     def unit(self, prompts: int, n: int, models: int) -> float:
         return models * self.times.unit(prompts, n)
@@ -97,31 +119,55 @@ class HereRates:
     def candidate(self, judge_is_local_model: bool) -> float:
         return self.times.judge or 0.0
 
+    def judge_start(self, judge_is_local_model: bool) -> float:
+        return self.times.load_judge
+
     def training(self, name: str, pairs: float, pair_tokens: float, references: int) -> Training:
         times, train = self.times, self.recipe.train
         seconds = pairs * (references * times.reference_pair + train.epochs * times.train_pair)
         interval = train.checkpoint_steps * train.batch_size * times.train_pair
         # What was measured does not part loading from saving: a failure pays for both.
-        return Training(name, seconds, times.train_fixed, 0.0, interval or 1.0, 0.0, 1)
+        load, checkpoint, nodes = times.train_fixed, 0.0, 1
+        again = self.start + self.trainer + load  # in a new process
+        return Training(name, seconds, load, 0.0, interval or 1.0, checkpoint, nodes, self.trainer, again)
 
     def step(self, pair_tokens: float) -> tuple[float, float]:
         return self.recipe.train.batch_size * self.times.train_pair, 0.0
 
 
 class RunRates:
-    """Machines like the one that an earlier run of this recipe ran on, by its stage records; loading is in its rates."""
+    """Machines like the one that an earlier run of this recipe ran on, by its stage records: what they say of starting workers
+    and loading models stands apart from the rates, else it is in them. Training's is in its rate."""
 
-    load_sampler = load_scorer = spread = 0.0
+    load_scorer = spread = 0.0
     anew = False
 
     def __init__(self, recipe: Recipe, measured: Measured, answer_tokens: float):
         if measured.sampling_rate is None or measured.training_rate is None:
             raise PlanError(f"{measured.source} has not sampled and trained yet; accepted: --calibrate, or --gpu TYPE")
         self.recipe, self.measured, self.answer_tokens = recipe, measured, answer_tokens
-        self.tokens, self.trained = measured.sampling_rate / recipe.scale.workers, measured.training_rate
+        loading = measured.loading
+        rate = measured.sampling_rate if loading is None else loading.rate
+        self.tokens, self.trained = rate / recipe.scale.workers, measured.training_rate
+        self.load_sampler = loading.load if loading else 0.0
+        self.start = self.first_start = loading.start if loading else 0.0
         self.figures = [
             Figure("sampling with one worker", self.tokens, "tokens/s", "measured", measured.source),
             Figure("training", self.trained, "tokens/s", "measured", measured.source),
+            *self._loading(),
+        ]
+
+    def _loading(self) -> list[Figure]:
+        source = self.measured.source
+        if self.measured.loading is None:
+            how = f"{source} recorded no seconds before first units: what they took is in its rates"
+            return [Figure("starting workers and loading a sampler", 0.0, "s", "assumed", how)]
+        how = f"{source}, before a stage's first unit"
+        return [
+            Figure("loading a sampler", self.load_sampler, "s", "measured", how),
+            Figure(
+                "starting workers", self.start, "s", "measured", f"{how}: the run's first stage over the later ones"
+            ),
         ]
 
     def unit(self, prompts: int, n: int, models: int) -> float:
@@ -134,6 +180,9 @@ class RunRates:
     def candidate(self, judge_is_local_model: bool) -> float:
         return 0.0
 
+    def judge_start(self, judge_is_local_model: bool) -> float:
+        return 0.0
+
     def training(self, name: str, pairs: float, pair_tokens: float, references: int) -> Training:
         """The rate is of the whole stage, references included."""
         train = self.recipe.train
@@ -142,14 +191,6 @@ class RunRates:
 
     def step(self, pair_tokens: float) -> tuple[float, float]:
         return self.recipe.train.batch_size * pair_tokens / self.trained, 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Size:
-    """Weights of the policy, and who says so."""
-
-    parameters: float
-    figure: Figure
 
 
 class GpuRates:
@@ -170,17 +211,18 @@ class GpuRates:
             sampling, training = _calibrated(recipe, times, sampling, training, cluster)
         self.tokens, self.trained = sampling.value, training.value
         weights = 2 * size.parameters / READ_RATE
-        self.load_sampler = self.load_scorer = ENGINE_START + weights
+        self.start = self.first_start = ENGINE_START
+        self.load_sampler = self.load_scorer = weights
         self.figures = [size.figure, sampling, training, *self._assumed(weights)]
         self._refuse_what_does_not_fit()
 
     def _assumed(self, weights: float) -> list[Figure]:
-        how = f"{ENGINE_START:.0f} s to start and {weights:.0f} s to read bf16 weights at {READ_RATE / 1e9:g} GB/s"
         exchange = self._exchange()
         kind = "LoRA: gathered twice" if self.recipe.train.lora else "gathered twice in bf16, gradients reduced in fp32"
         span = "between nodes, 400 Gb/s" if self.train_nodes > 1 else "within a node, NVLink"
         return [
-            Figure("loading an engine", self.load_sampler, "s", "assumed", how),
+            Figure("starting an engine or training process", ENGINE_START, "s", "assumed", "in each stage, and after a failure"),
+            Figure("loading an engine", weights, "s", "derived", f"bf16 weights read at {READ_RATE / 1e9:g} GB/s (assumed)"),
             Figure("a unit beyond its tokens", UNIT_OVERHEAD, "s", "assumed", "fetched, encoded, committed"),
             Figure("spread of units' times", SPREAD, "(sigma of a log-normal)", "assumed", "answers differ in length"),
             Figure(
@@ -209,14 +251,18 @@ class GpuRates:
             return 0.0
         return (self.prompt_tokens + self.answer_tokens) / (3 * self.trained * self.engine_gpus)
 
+    def judge_start(self, judge_is_local_model: bool) -> float:
+        return ENGINE_START + self.load_sampler if judge_is_local_model else 0.0
+
     def training(self, name: str, pairs: float, pair_tokens: float, references: int) -> Training:
         train = self.recipe.train
         step = max(self.step(pair_tokens))
         forward = references * pairs * pair_tokens / (3 * self.trained * self.train_gpus)
         seconds = forward + train.epochs * pairs / train.batch_size * step
-        load = ENGINE_START + 4 * self.parameters / READ_RATE
+        load = 4 * self.parameters / READ_RATE
         save = (2 if train.save_dtype == "bfloat16" else 4) * self.parameters / READ_RATE
-        return Training(name, seconds, load, save, train.checkpoint_steps * step, self._checkpoint(), self.train_nodes)
+        interval = train.checkpoint_steps * step
+        return Training(name, seconds, load, save, interval, self._checkpoint(), self.train_nodes, ENGINE_START)
 
     def step(self, pair_tokens: float) -> tuple[float, float]:
         each = self.trained / (RECOMPUTE if self.recipe.train.gradient_checkpointing else 1)
@@ -265,22 +311,6 @@ class GpuRates:
 def engine_gpus(recipe: Recipe) -> int:
     """GPUs that one sampling engine is spread over."""
     return recipe.sampling.vllm.tensor_parallel if recipe.sampling.engine == "vllm" else 1
-
-
-def policy_size(recipe: Recipe, cluster: Cluster, folder: Path | None) -> Size:
-    """Weights of the policy: as given, counted in its files, or read from its name. Raises PlanError for none of these."""
-    name = "weights of the policy"
-    if cluster.parameters is not None:
-        return Size(cluster.parameters * 1e9, Figure(name, cluster.parameters, "billions", "given", "--parameters"))
-    if folder is not None and (found := count_parameters(folder)):
-        return Size(found, Figure(name, found / 1e9, "billions", "measured", "counted in the model's files"))
-    if match := SIZE.search(recipe.policy.model.split("/")[-1]):
-        value = float(match[1]) * (1 if match[2] in "bB" else 1e-3)
-        return Size(value * 1e9, Figure(name, value, "billions", "recipe", f"the name {recipe.policy.model}"))
-    raise PlanError(
-        f"policy.model {recipe.policy.model!r} is not on this machine and its name tells no size; accepted: --parameters "
-        "BILLIONS"
-    )
 
 
 def _calibrated(

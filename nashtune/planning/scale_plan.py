@@ -22,8 +22,9 @@ from nashtune.planning.lengths import local_lengths, local_policy
 from nashtune.planning.limits import Limits
 from nashtune.planning.measured import Measured, earlier_run
 from nashtune.planning.played import Costs, Row, Total, rows_of, total_of
+from nashtune.planning.policy_size import policy_size
 from nashtune.planning.probe import paid_engines
-from nashtune.planning.rates import GpuRates, HereRates, Rates, RunRates, engine_gpus, policy_size
+from nashtune.planning.rates import GpuRates, HereRates, Rates, RunRates, engine_gpus
 from nashtune.planning.simulate import Machines, Outcome, Units, play
 from nashtune.planning.times import Times
 from nashtune.planning.work import read_work
@@ -169,7 +170,15 @@ class _Setting:
     def machines(self, cluster: Cluster) -> Machines:
         engines = (cluster.gpus or 1) // engine_gpus(self.recipe) if cluster.gpu else self.recipe.scale.workers
         hours = cluster.mtbf_figure().value
-        return Machines(cluster.nodes, engines, 3600 * hours, 60 * cluster.replace_minutes, self.rates.spread)
+        return Machines(
+            cluster.nodes,
+            engines,
+            mtbf=3600 * hours,
+            replace=60 * cluster.replace_minutes,
+            spread=self.rates.spread,
+            boot=60 * cluster.boot_figure().value,
+            keep=cluster.keep_gpus,
+        )
 
     def limits(self, cluster: Cluster) -> Limits:
         """A judge on GPUs of one's own is the recipe's; its teacher and the judges of suites stay where they are."""
@@ -226,6 +235,7 @@ class _Setting:
         usual = minutes == REPLACE_MINUTES
         how = "until a lost node's successor is there; --replace-minutes" if usual else "--replace-minutes"
         found.append(Figure("replacing a node", minutes, "minutes", "assumed" if usual else "given", how))
+        found.append(cluster.boot_figure())
         found.append(
             Figure("prompts of a unit", self.recipe.sampling.unit_prompts, "", "recipe", "sampling.unit_prompts")
         )

@@ -24,32 +24,68 @@ MOST_FAILURES = 8.0
 @dataclass(frozen=True, slots=True)
 class Machines:
     """``engines`` on each of ``nodes``; a node fails after ``mtbf`` seconds in the mean (exponential), loses the units in
-    flight on it, and is back ``replace`` seconds later, with engines that have to load. Units take their time multiplied by a
-    log-normal factor of mean 1 and this sigma (``spread``)."""
+    flight on it, and is back ``replace`` seconds later, with engines that have to start and load. Units take their time
+    multiplied by a log-normal factor of mean 1 and this sigma (``spread``). A node that is not held is up ``boot`` seconds after
+    it is asked for: all at the run's beginning; those given back, unless ``keep``, while only a judge or teacher worked for
+    longer than that, and, of nodes that do not train, meanwhile."""
 
     nodes: int
     engines: int
     mtbf: float = math.inf
     replace: float = 0.0
     spread: float = 0.0
+    boot: float = 0.0
+    keep: bool = False
+
+    def boot_of(self, needed: int, there: int) -> float:
+        """Seconds until so many nodes are up."""
+        return 0.0 if there >= needed else self.boot
+
+    def held(self, work: Work, waiting: float, there: int) -> int:
+        """Nodes that are up after a stage in which only somebody else worked for ``waiting`` seconds."""
+        match work:
+            case Units():
+                return self.nodes
+            case Training():
+                return max(there, work.nodes) if self.keep else work.nodes
+            case Calls():
+                return 0 if waiting > self.boot and not self.keep else there
+            case Preparing():
+                return there
 
 
 @dataclass(frozen=True, slots=True)
 class Units:
     """``number`` units of ``seconds`` each on one engine, the last of ``last`` seconds; ``load`` seconds before an engine's
-    first. ``name`` is the stage's."""
+    first, after ``start`` seconds in which its process comes up. ``again``: both for an engine on a lost node's successor,
+    where the others may be up and have loaded in an earlier stage. ``name`` is the stage's."""
 
     name: str
     number: int
     seconds: float
     last: float
     load: float = 0.0
+    start: float = 0.0
+    again: float | None = None
+    """None: start + load."""
+
+    @property
+    def anew(self) -> float:
+        return self.start + self.load if self.again is None else self.again
+
+
+@dataclass(frozen=True, slots=True)
+class Preparing:
+    """Before the first stage: the run's own process starts and reads prompts. No engine has work."""
+
+    name: str
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class Calls:
-    """A judge's or teacher's work: seconds for each unit at the tightest of its limits (``binding``), and the seconds that the
-    last reply takes to come."""
+    """A judge's or teacher's work: seconds for each unit at the tightest of its limits (``binding``), the seconds that the last
+    reply takes to come, and those before the first unit (``start``: a model that judges is loaded)."""
 
     name: str
     units: int
@@ -61,13 +97,14 @@ class Calls:
     """It begins with the first unit of the stage before it, not after the last."""
     local: bool = False
     """It computes on the machines of the run, which are held for it."""
+    start: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """``seconds`` of optimizer steps and references on ``nodes`` nodes, after ``load`` and before ``save`` seconds; a checkpoint
-    of ``checkpoint`` seconds each ``interval`` seconds of work. A failure goes back to the last one, and costs replacing the
-    node and loading again."""
+    """``seconds`` of optimizer steps and references on ``nodes`` nodes, after ``start`` (processes and libraries) and ``load``
+    seconds and before ``save``; a checkpoint of ``checkpoint`` seconds each ``interval`` seconds of work. A failure goes back to
+    the last one, and costs replacing the node and, in ``again`` seconds, starting and loading on it."""
 
     name: str
     seconds: float
@@ -76,15 +113,23 @@ class Training:
     interval: float
     checkpoint: float
     nodes: int
+    start: float = 0.0
+    again: float | None = None
+    """None: start + load."""
+
+    @property
+    def anew(self) -> float:
+        return self.start + self.load if self.again is None else self.again
 
 
-Work = Units | Calls | Training
+Work = Preparing | Units | Calls | Training
 
 
 @dataclass(slots=True)
 class Outcome:
     """Seconds of a stage, and sums over its engines (training: over its machines) in seconds of one. ``busy`` is work kept,
-    ``lost`` work done again, ``loading`` models and checkpoints, ``down`` waiting for a node's successor, ``idle`` the rest.
+    ``lost`` work done again, ``loading`` processes, models and checkpoints, ``down`` waiting for a node to boot or for a lost
+    one's successor, ``idle`` the rest.
     ``waiting``: seconds in which only a judge or teacher worked."""
 
     name: str
@@ -102,8 +147,8 @@ class Outcome:
     """When each unit was committed."""
 
 
-def sample(units: Units, machines: Machines, draw: random.Random) -> Outcome:
-    """Every unit done once, each by the engine that is free first.
+def sample(units: Units, machines: Machines, draw: random.Random, boot: float = 0.0) -> Outcome:
+    """Every unit done once, each by the engine that is free first; the nodes are up after ``boot`` seconds.
 
     Raises PlanError where there are too many units, or units so long that none would end before a failure.
     """
@@ -112,12 +157,12 @@ def sample(units: Units, machines: Machines, draw: random.Random) -> Outcome:
             f"{units.name}: {units.number:,} work units; accepted: at most {MOST_UNITS:,} in a stage, by a larger "
             "sampling.unit_prompts"
         )
-    if (units.load + units.seconds) / machines.mtbf > MOST_FAILURES:
+    if (units.anew + units.seconds) / machines.mtbf > MOST_FAILURES:
         raise PlanError(
-            f"{units.name}: {units.load:,.0f} s of loading and a unit of {units.seconds:,.0f} s, where a node fails every "
+            f"{units.name}: {units.anew:,.0f} s of loading and a unit of {units.seconds:,.0f} s, where a node fails every "
             f"{machines.mtbf:,.2g} s, would never end; accepted: a smaller sampling.unit_prompts, or a longer --mtbf"
         )
-    return _Stage(units, machines, draw).play()
+    return _Stage(units, machines, draw).play(boot)
 
 
 class _Stage:
@@ -137,12 +182,11 @@ class _Stage:
         self.outcome = Outcome(units.name)
         self.mu = -(machines.spread**2) / 2
 
-    def play(self) -> Outcome:
+    def play(self, boot: float) -> Outcome:
+        self.outcome.down = boot * self.machines.nodes * self.machines.engines
         for node in range(self.machines.nodes):
-            self._fails_later(node, 0.0)
-            for engine in range(self.machines.engines):
-                self._load(node, engine, 0.0)
-        now = 0.0
+            self._up(node, boot, self.units.start + self.units.load)
+        now = boot
         while len(self.commits) < self.units.number:
             now, _, kind, node, engine, generation = heapq.heappop(self.events)
             if generation != self.generation[node]:
@@ -150,9 +194,7 @@ class _Stage:
             if kind == "fails":
                 self._fail(node, now)
             elif kind == "back":
-                self._fails_later(node, now)
-                for number in range(self.machines.engines):
-                    self._load(node, number, now)
+                self._up(node, now, self.units.anew)
             else:
                 if kind == "loaded":
                     self.outcome.loading += now - self.loading.pop((node, engine))
@@ -169,9 +211,12 @@ class _Stage:
         if self.machines.mtbf < math.inf:
             self._plan(now + self.draw.expovariate(1 / self.machines.mtbf), "fails", node)
 
-    def _load(self, node: int, engine: int, now: float) -> None:
-        self.loading[node, engine] = now
-        self._plan(now + self.units.load, "loaded", node, engine)
+    def _up(self, node: int, now: float, seconds: float) -> None:
+        """A node is there: its engines start and load."""
+        self._fails_later(node, now)
+        for engine in range(self.machines.engines):
+            self.loading[node, engine] = now
+            self._plan(now + seconds, "loaded", node, engine)
 
     def _next(self, node: int, engine: int, now: float) -> None:
         """The short unit is the last to be begun."""
@@ -222,11 +267,11 @@ class _Stage:
 def call(calls: Calls, sampled: Outcome | None) -> Outcome:
     """A judge that takes units as they were committed (``sampled``), or all at once after they were. ``seconds`` are those
     after the sampling's end."""
-    total = max(0, calls.units - 1) * calls.seconds + (calls.last if calls.units else 0.0)
+    total = calls.start + (calls.units - 1) * calls.seconds + calls.last if calls.units else 0.0
     if not calls.alongside or sampled is None:
         after = total + (calls.latency if calls.units else 0.0)
     else:
-        end = 0.0
+        end = calls.start
         for number, commit in enumerate(sampled.commits, 1):
             end = max(end, commit) + (calls.last if number == calls.units else calls.seconds)
         after = max(0.0, end + calls.latency - sampled.seconds)
@@ -238,8 +283,8 @@ def call(calls: Calls, sampled: Outcome | None) -> Outcome:
     return found
 
 
-def train(training: Training, machines: Machines, draw: random.Random) -> Outcome:
-    """Training from loading to the saved policy; sums are in seconds of the whole group.
+def train(training: Training, machines: Machines, draw: random.Random, boot: float = 0.0) -> Outcome:
+    """Training from loading to the saved policy, once its nodes are up; sums are in seconds of the whole group.
 
     Raises PlanError where no checkpoint would ever be reached.
     """
@@ -250,7 +295,7 @@ def train(training: Training, machines: Machines, draw: random.Random) -> Outcom
             f"{training.name}: {segment:,.0f} s between checkpoints where one of {training.nodes} nodes fails every "
             f"{1 / rate:,.0f} s would never end; accepted: a smaller train.checkpoint_steps, or a longer --mtbf"
         )
-    found = Outcome(training.name, loading=training.load)
+    found = Outcome(training.name, loading=training.start + training.load, down=boot)
     left = training.seconds
     until_failure = draw.expovariate(rate) if rate else math.inf
     while left > 1e-9:
@@ -260,7 +305,7 @@ def train(training: Training, machines: Machines, draw: random.Random) -> Outcom
             found.lost += until_failure
             found.failures += 1
             found.down += machines.replace
-            found.loading += training.load
+            found.loading += training.anew
             until_failure = draw.expovariate(rate)
         until_failure -= whole
         found.busy += work
@@ -273,15 +318,19 @@ def train(training: Training, machines: Machines, draw: random.Random) -> Outcom
 def play(stages: Sequence[Work], machines: Machines, seed: str) -> list[Outcome]:
     """The stages one after the other; a judge ``alongside`` takes the units of the stage before it."""
     found: list[Outcome] = []
+    there = 0  # nodes that are held, and up
     for number, work in enumerate(stages):
         draw = random.Random(f"{seed} {number}")
         match work:
+            case Preparing():
+                found.append(Outcome(work.name, seconds=work.seconds))
             case Units():
-                found.append(sample(work, machines, draw))
+                found.append(sample(work, machines, draw, machines.boot_of(machines.nodes, there)))
             case Calls():
                 found.append(call(work, found[-1] if found and work.alongside else None))
             case Training():
-                found.append(train(work, machines, draw))
+                found.append(train(work, machines, draw, machines.boot_of(work.nodes, there)))
+        there = machines.held(work, found[-1].waiting, there)
         if number:
             found[number - 1].commits = ()  # needed by the next stage alone
     return found

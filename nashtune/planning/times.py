@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from nashtune.planning.start import Start
+
+NO_START = "starting processes and loading libraries: not measured by this calibration, left out"
+
 
 @dataclass(frozen=True, slots=True)
 class Times:
@@ -38,11 +42,16 @@ class Times:
     reference_pair: float
     """Reference log-probs, for each pair and reference."""
     train_fixed: float
-    """Loading, checking and saving."""
+    """Pairs' tokens looked up, the model loaded, checked and saved, and what the first step takes more than later ones."""
     load_scorer: float
     """Loading a policy that scores answers, checked."""
     score: float
     """Scoring one answer."""
+    load_judge: float = 0.0
+    """Opening the judge, which each stage of judging does: a model that computes here is loaded. In a calibration made before it
+    was measured, it is in ``judge``."""
+    start: Start | None = None
+    """None: not measured, as in a calibration made before it was; such plans leave it out and say so."""
 
     def sampling(self, prompts: int, n: int, unit_prompts: int, models: int, *, load: bool) -> float:
         """Drawing ``n`` answers to each prompt, unit by unit, on all workers."""
@@ -74,13 +83,14 @@ class Times:
             f"training: {self.train_pair:.2f} s a pair and {self.reference_pair:.2f} s for its reference log-probs, "
             f"{self.train_fixed:.1f} s to load and save; later iterations find as many pairs as the first",
             "stages: each alone, nothing else on the machine; a judge that works beside the sampler hides the shorter of both",
+            self.start.assumptions() if self.start else NO_START,
         ]
 
     def judging(self, sets: int, candidates: int) -> float | None:
-        return None if self.judge is None else sets * candidates * self.judge
+        return None if self.judge is None else self.load_judge + sets * candidates * self.judge
 
     def training(self, pairs: float, references: int, epochs: int) -> float:
-        """From loading the model to the saved policy."""
+        """From looking up the pairs' tokens to the saved policy."""
         return self.train_fixed + pairs * (references * self.reference_pair + epochs * self.train_pair)
 
 

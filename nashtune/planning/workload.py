@@ -8,10 +8,11 @@ from itertools import groupby
 from pathlib import Path
 
 from nashtune.judging.registry import parts_of
-from nashtune.planning.estimate import Estimator, Row
+from nashtune.planning.estimate import START, Estimator, Row
 from nashtune.planning.limits import Limits
+from nashtune.planning.opened import loads
 from nashtune.planning.rates import Rates
-from nashtune.planning.simulate import Calls, Units, Work
+from nashtune.planning.simulate import Calls, Preparing, Units, Work
 from nashtune.recipe import BestOfN, Oracle
 from nashtune.run import Run
 from nashtune.stages.streaming import LOCAL, judges_alongside
@@ -36,8 +37,8 @@ class Stage:
 
     @property
     def kind(self) -> str:
-        """sampling (scores too), judging (a remote teacher too), or training."""
-        return {Units: "sampling", Calls: "judging"}.get(type(self.work), "training")
+        """starting, sampling (scores too), judging (a remote teacher too), or training."""
+        return {Preparing: "starting", Units: "sampling", Calls: "judging"}.get(type(self.work), "training")
 
 
 class Workload:
@@ -46,6 +47,9 @@ class Workload:
     def __init__(self, estimator: Estimator, rates: Rates, limits: Limits, engines: int, folder: Path):
         self.estimator, self.recipe, self.rates, self.limits = estimator, estimator.recipe, rates, limits
         self.engines = engines
+        self.up = False
+        """Whether a stage of units came before: engines that are kept between stages start in the first."""
+        self.trained = False
         self.run = Run(folder, self.recipe)
 
     def stages(self) -> list[Stage]:
@@ -67,7 +71,9 @@ class Workload:
     def _stage(self, t: int, name: str, rows: Sequence[Row]) -> Iterator[Stage]:
         row = rows[0]
         usd = sum(r.usd for r in rows)
-        if name == "train":
+        if name == START:
+            yield Stage(t, Preparing(name, row.seconds or 0.0))
+        elif name == "train":
             yield Stage(t, self._training(t, row))
         elif name in SCORING:
             n = self.recipe.validate_.kl_samples
@@ -75,8 +81,8 @@ class Workload:
         elif row.tokens:
             models = 2 if name == "sample" and self.recipe.sampling.mixture and t > 1 else 1
             n = round(row.tokens / (row.items * self.estimator.student.tokens)) if row.items else 0
-            loads = self.rates.anew or self.estimator.loads(t, name)
-            load = models * self.rates.load_sampler if loads else 0.0
+            fresh = self.rates.anew or loads(self.recipe, t, name)
+            load = models * self.rates.load_sampler if fresh else 0.0
             yield Stage(t, self._units(name, row.items, lambda p: self.rates.unit(p, n, models), load))
         else:
             yield Stage(t, self._calls(t, name, rows), usd, self.limits.serves(rows))
@@ -85,26 +91,34 @@ class Workload:
         size = self.recipe.sampling.unit_prompts
         number = -(-prompts // size)
         last = prompts - (number - 1) * size if number else 0
-        return Units(name, number, seconds(size), seconds(last), load)
+        start = 0.0
+        if self.rates.anew or not self.up:
+            start = self.rates.start if self.rates.anew else self.rates.first_start
+        self.up = True
+        again = self.rates.start + (load or self.rates.load_sampler)
+        return Units(name, number, seconds(size), seconds(last), load, start, again)
 
     def _training(self, t: int, row: Row) -> Work:
         pair_tokens = self.estimator.pair_tokens
         pairs = row.tokens / (pair_tokens * self.recipe.train.epochs)
         references = len(self.recipe.objective.row.references(self.recipe.objective.settings))
-        return self.rates.training(row.stage, pairs, pair_tokens, references)
+        found = self.rates.training(row.stage, pairs, pair_tokens, references)
+        again, kept = found.anew, self.trained and not self.rates.anew
+        self.trained = True
+        return replace(found, start=0.0 if kept else found.start, again=again)
 
     def _calls(self, t: int, name: str, rows: Sequence[Row]) -> Calls:
         prompts, size = rows[0].items, self.recipe.sampling.unit_prompts
         pace = self.limits.pace([row for row in rows if row.model])
         judge = self._judge(name)
-        here = self._local(judge) * self._candidates(t, name) / self.engines if judge is not None else 0.0
+        here, start = self._here(t, name, judge) if judge is not None else (0.0, 0.0)
         if here and not pace.seconds:
             pace = replace(pace, binding="this judge computes on the nodes")
         number = -(-prompts // size)
         last = prompts - (number - 1) * size if number else 0
         each = pace.seconds + here
         return Calls(
-            name, number, each * size, each * last, pace.latency, pace.binding, self._alongside(name), here > 0
+            name, number, each * size, each * last, pace.latency, pace.binding, self._alongside(name), here > 0, start
         )
 
     def _alongside(self, name: str) -> bool:
@@ -119,9 +133,13 @@ class Workload:
         best_of = name in ("teacher", "validate-teacher") and isinstance(self.recipe.teacher, BestOfN)
         return self.recipe.oracle if best_of else None
 
-    def _local(self, judge: Oracle) -> float:
-        """Seconds of an engine for one candidate."""
-        return self.rates.candidate(any(isinstance(part, LOCAL) for part in parts_of(judge)))
+    def _here(self, t: int, name: str, judge: Oracle) -> tuple[float, float]:
+        """Seconds of the nodes for one set, by a judge that computes on them, and before the first. A model's work is spread
+        over the engines, where they are not the processes of one machine; rules are read by the run's own process."""
+        model = any(isinstance(part, LOCAL) for part in parts_of(judge))
+        each = self.rates.candidate(model) * self._candidates(t, name)
+        spread = self.engines if model and self.recipe.scale.engine == "ray" else 1
+        return each / spread, self.rates.judge_start(model) if each else 0.0
 
     def _candidates(self, t: int, name: str) -> int:
         recipe, teachers = self.recipe, self.estimator.teachers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -117,6 +118,7 @@ class Scorer:
         from nashtune.training.logprobs import score_responses
 
         assert unit.beside is not None
+        started = time.perf_counter()
         model, tokenizer = opened
         prompts = tables.read(Prompt, unit.source, unit.index)
         answers: dict[str, list[Response]] = {prompt.id: [] for prompt in prompts}
@@ -130,7 +132,8 @@ class Scorer:
             for response, score in zip(answers[prompt.id], values, strict=True)
         ]
         create_once(unit.target, tables.encode(LogProb, rows))
-        return {"prompts": len(prompts), "tokens": sum(len(r.token_ids) for rs in answers.values() for r in rs)}
+        tokens = sum(len(r.token_ids) for rs in answers.values() for r in rs)
+        return {"prompts": len(prompts), "tokens": tokens, "seconds": time.perf_counter() - started}
 
 
 def scores_under_initial(

@@ -158,10 +158,11 @@ def run_units(
     units: Units,
     beside: Units | None = None,
     watch: Callable[[], str] = str,
-) -> dict[str, int]:
+) -> dict[str, float]:
     """Do a stage's units on the run's engine; ``beside`` gives each unit the object of another stage as second input.
     ``watch`` is called after each unit; it returns a note for the progress line, and what it raises ends the stage. Returns
-    how many units were lost with a worker and done again, for the stage's facts."""
+    for the stage's facts how many units were lost with a worker and done again, and the seconds before the first unit began,
+    in which workers start and load, where this call did any that tells its own."""
     work = [
         Unit(index, part.file, units.file(index), beside.file(index) if beside else None, stage.folder)
         for index in range(part.units)
@@ -170,13 +171,16 @@ def run_units(
     open_stage(stage.folder, part.units, stage.names())
     run.take(HEAD_START)  # a model that nobody came for; another is about to be loaded
     with stage.clock() as tick, unit_progress(title, work, part) as advance:
-        tokens = 0.0
+        tokens, began = 0.0, None
         for _, facts in engine_of(run).run(role, work):
             tokens += facts.get("tokens", 0)
+            if began is None and "seconds" in facts:
+                began = max(0.0, tick.elapsed - facts["seconds"])
             tick()
             rate = f"{tokens / max(tick.elapsed, 1e-9):.0f} tokens/s" if tokens else ""
             advance(int(facts.get("prompts", usual)), ", ".join(filter(None, (rate, watch()))))
-    return {"units_redone": close_stage(stage.folder)}
+    told = {} if began is None else {"start_seconds": round(began, 3)}
+    return {"units_redone": close_stage(stage.folder)} | told
 
 
 @contextmanager
