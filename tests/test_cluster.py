@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import yaml
-from cluster_roles import Writer, units_in
+from cluster_roles import DyingScorer, Writer, units_in
 from test_reward_model import write_reward_model
 from tiny_chat import tiny_recipe
 
@@ -22,7 +25,10 @@ from nashtune.recipe import RaySection, parse_recipe
 from nashtune.run import Run
 from nashtune.scale.claims import at_work, open_stage
 from nashtune.stages.judging import judge
+from nashtune.stages.pairing import make_pairs
 from nashtune.stages.teacher import sample
+from nashtune.stages.training import train
+from nashtune.training import reference_units
 
 HERE = Path(__file__).parent
 try:
@@ -115,6 +121,35 @@ def test_an_oracle_that_computes_judges_on_the_actors_row_for_row(
             assert ("units_redone" in facts) == (name == "ray")  # done as work units
     assert len(found["local"]) == 12
     assert found["ray"] == found["local"]
+
+
+@needs_ray
+def test_actors_compute_reference_logprobs_and_one_that_dies_costs_its_unit_alone(
+    engine: Any, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.start()
+    engine.pause()
+    made = partial(DyingScorer, marks=tmp_path)
+    monkeypatch.setattr(reference_units, "ReferenceScorer", made)
+    policies = {}
+    for name in ("local", "ray"):
+        scale: dict[str, Any] = {"engine": name} | ({"ray": {"max_actors": 2}} if name == "ray" else {})
+        changes = {"teacher": {"kind": "none"}, "scale": scale, "iterations": 1}
+        recipe = parse_recipe(tiny_recipe(tiny_folder, **changes) | {"folder": str(tmp_path / name)})
+        if name == "ray":  # sampled and judged elsewhere: the actors have references alone to compute
+            shutil.copytree(tmp_path / "local", tmp_path / "ray")
+            for left in ("train", "policy"):
+                shutil.rmtree(tmp_path / "ray" / "tiny" / "iteration-1" / left)
+            (tmp_path / "ray" / "tiny" / "iteration-1" / "train.json").unlink()
+        with Run.open(recipe) as run:
+            pairs = make_pairs(run, judge(run, sample(run, 1)))
+            policies[name] = train(run, 1, pairs).fingerprint
+            stage = run.stage(1, "references-t")
+    assert policies["ray"] == policies["local"]
+    assert stage.record()["facts"] == {"pairs": 24, "units": 6, "units_redone": 1}
+    begun = [file.name.split("-") for file in tmp_path.glob("?-*")]
+    assert {int(process) for _, process in begun}.isdisjoint({os.getpid()})
+    assert sorted(Counter(unit for unit, _ in begun).values()) == [1, 1, 1, 1, 1, 2]
 
 
 @needs_ray

@@ -125,7 +125,7 @@ def rows_of(run: Run, iteration: int) -> dict[str, Any]:
     """Every row that an iteration committed, and its weights."""
     found: dict[str, Any] = {}
     for file in sorted(run.iteration_folder(iteration).glob("*.json")):
-        if file.stem == "summary":
+        if file.stem == "summary" or file.stem.startswith("references-"):  # which depend on who trains
             continue
         stage = run.stage(iteration, file.stem)
         found[f"{file.stem} output"] = stage.output
@@ -167,7 +167,7 @@ def test_a_run_with_its_units_on_a_store_equals_a_local_one_and_goes_on_after_a_
         assert any(ours.get("sample Response" if iteration else "validate-sample Response", []))
         assert ours == rows_of(local, iteration)
     here = {f.relative_to(folder).parts[1] for f in folder.glob("iteration-*/**/*.parquet")}
-    assert here == {"pairs", "train"}
+    assert here == ({"pairs", "train"} if workers == 1 else {"pairs"})
     _read_everywhere(run, local)
     with run.fork(tmp_path / "fork", 1) as fork:
         assert rows_of(fork, 1) == rows_of(local, 1)  # its records name the first run's objects

@@ -284,6 +284,10 @@ class ScaleSection(LaunchSection):
     train_processes: int = Field(default=1, ge=1, json_schema_extra=NEUTRAL)
     """Training processes on this machine (on each of train_nodes): each with a GPU of its own, or cores/train_processes
     threads; they share weights, gradients and moments (FSDP2). May change from one attempt to the next."""
+    references: Literal["auto", "workers", "trainer"] = Field(default="auto", json_schema_extra=NEUTRAL)
+    """Who computes the reference log-probs of training. workers: those that sample, as work units, before training starts; each
+    must hold the whole reference policy. trainer: the training processes. auto: workers where there is more than one, or a
+    Ray cluster."""
     store: StoreUrl | None = Field(default=None, json_schema_extra=NEUTRAL)
     """Where samples, log-probs and judgments are committed: an object store (s3://BUCKET/PREFIX, or another that fsspec knows:
     gs, az, abfs), or a folder that all workers share; under it RUN-ID/iteration-T/STAGE/. Records, ledger, prompts, pairs and
@@ -292,6 +296,13 @@ class ScaleSection(LaunchSection):
     """Let a judge behind a server begin with the first finished unit of samples, pairs be built as judgments come, and the
     trainer load its model (with train.order `judged`, compute reference log-probs too) while the judge works; false does one
     stage after the other. Results are the same."""
+
+    @property
+    def references_by_workers(self) -> bool:
+        """Whether reference log-probs are work units."""
+        return self.references == "workers" or (
+            self.references == "auto" and (self.engine == "ray" or self.workers > 1)
+        )
 
     @property
     def ranks(self) -> int:

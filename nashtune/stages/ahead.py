@@ -66,15 +66,22 @@ class Ahead:
     @property
     def _trains(self) -> bool:
         """Whether the trainer's model may wait in memory: not for people, who take days, not where there is no model, and not
-        where other processes will train."""
+        where other processes will train, or workers of this machine need the memory for reference log-probs."""
         settings = self._run.recipe
         waits = any(isinstance(part, recipe.PeopleOracle) for part in parts_of(settings.oracle))
-        return not waits and settings.sampling.engine != "scripted" and settings.scale.trains_here
+        return not waits and settings.sampling.engine != "scripted" and settings.scale.trains_here and self._references
 
     @property
     def _early(self) -> bool:
         """Whether batches are complete before all pairs are known."""
         return self._trains and self._run.recipe.train.order == "judged"
+
+    @property
+    def _references(self) -> bool:
+        """Whether the trainer computes its references. In the order of judging it does so while the judge is at work, which no
+        worker of this machine could do any sooner."""
+        scale = self._run.recipe.scale
+        return not scale.references_by_workers or (scale.engine == "local" and self._run.recipe.train.order == "judged")
 
     def _load(self) -> None:
         from nashtune.training.head_start import HeadStart

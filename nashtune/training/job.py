@@ -6,7 +6,7 @@ import hashlib
 import math
 from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from nashtune.errors import TrainingError
@@ -35,6 +35,9 @@ class TrainJob:
     iteration: int
     folder: Path
     output: Path
+    computed: Mapping[str, Sequence[Path]] = field(default_factory=dict)
+    """Committed objects with the log-probs of references that workers have computed (reference_units.py), by name; the trainer
+    computes those of the others. Does not count in the key."""
 
     def is_policy(self, reference: str) -> bool:
         """Whether a reference is the policy itself, so that its log-probs come from the very model that is trained."""

@@ -96,15 +96,16 @@ class ReferenceShards:
 
     @cached_property
     def _files(self) -> list[Path]:
-        return [self.folder / f"{self._digest(batch)}.parquet" for batch in self.plan.batches]
+        return [self.folder / f"{batch_digest(self.pairs, batch)}.parquet" for batch in self.plan.batches]
 
-    def _digest(self, batch: Sequence[Sequence[int]]) -> str:
-        """Hash of all that decides a batch's log-probs, besides the policy: who is packed with whom, token by token."""
-        digest = hashlib.sha256()
-        for microbatch in batch:
-            digest.update(array("q", [-1, len(microbatch)]).tobytes())
-            for pair in (self.pairs[i] for i in microbatch):
-                digest.update(pair.id.encode())
-                for ids in (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids):
-                    digest.update(array("q", [len(ids), *ids]).tobytes())
-        return digest.hexdigest()[:32]
+
+def batch_digest(pairs: Sequence[TrainingPair], batch: Sequence[Sequence[int]]) -> str:
+    """Hash of all that decides a batch's log-probs, besides the policy: who is packed with whom, token by token."""
+    digest = hashlib.sha256()
+    for microbatch in batch:
+        digest.update(array("q", [-1, len(microbatch)]).tobytes())
+        for pair in (pairs[i] for i in microbatch):
+            digest.update(pair.id.encode())
+            for ids in (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids):
+                digest.update(array("q", [len(ids), *ids]).tobytes())
+    return digest.hexdigest()[:32]

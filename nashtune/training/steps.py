@@ -16,11 +16,14 @@ from nashtune.store.files import write_json
 from nashtune.training.job import StepMetrics, TrainJob, mean
 from nashtune.training.optimizer import Optimizer, learning_rate
 from nashtune.training.packing import Plan, TrainingPair, shortest
-from nashtune.training.trainee import Trainee
+from nashtune.training.trainee import Precision, Trainee
 from nashtune.training.world import World
 
 STEP_ZERO_TOLERANCE = 1e-3
 """Nats by which a pair's log-ratio may differ between policy and reference while they are the same model."""
+ROUNDING = {True: 2e-3, False: 0.1}
+"""The same for each square root of a pair's answer tokens, where a worker has computed the reference, perhaps on another kind of
+machine; by whether training computes in float32. An answer's log-prob is a sum of as many rounding errors as it has tokens."""
 
 
 class Steps:
@@ -131,14 +134,22 @@ class Steps:
 
     def _check_start(self, terms: Sequence[Mapping[str, Any]]) -> None:
         """Before the first step every log-ratio is 0, and every loss of a hard logistic target ln 2."""
-        worst = max(terms, key=lambda row: abs(row["log_ratio"]))
-        nats = abs(worst["log_ratio"])
-        if not nats <= STEP_ZERO_TOLERANCE:
+        worst = max(terms, key=lambda row: abs(row["log_ratio"]) / self._tolerance(row["tokens"]))
+        nats, accepted = abs(worst["log_ratio"]), self._tolerance(worst["tokens"])
+        if not nats <= accepted:
+            files = next(iter(self.job.computed.values()), ())
+            where = files[0].parent if files else self.job.folder / "references"
             raise TrainingError(
                 f"iteration {self.job.iteration}: before the first step policy and reference differ by {nats:.3g} nats "
-                f"(pair {worst['pair']}); accepted: {STEP_ZERO_TOLERANCE}. The reference log-probs in "
-                f"{self.job.folder / 'references'} are not of this policy; remove them"
+                f"(pair {worst['pair']}); accepted: {accepted:.3g}. The reference log-probs in {where} are not of this policy; "
+                "remove them"
             )
+
+    def _tolerance(self, tokens: int) -> float:
+        if not self.job.computed:
+            return STEP_ZERO_TOLERANCE
+        exact = Precision.of(self.job.train) == Precision(torch.float32, attention=self.job.train.attention)
+        return ROUNDING[exact] * math.sqrt(tokens)
 
     def _refuse(self, step: int, what: str, rows: Sequence[Mapping[str, Any]]) -> None:
         file = self.job.folder / f"nonfinite-step-{step + 1}.json"

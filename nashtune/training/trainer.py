@@ -19,6 +19,7 @@ from nashtune.training.job import StepMetrics, TrainJob, TrainResult, check_pair
 from nashtune.training.logprobs import check_fits
 from nashtune.training.machine import deterministic, peak_memory_gb
 from nashtune.training.optimizer import Optimizer
+from nashtune.training.reference_units import read_units
 from nashtune.training.references import ReferenceShards
 from nashtune.training.steps import Steps
 from nashtune.training.trainee import Precision, Trainee
@@ -84,7 +85,11 @@ class _Training:
     def run(self, on_step: Callable[[StepMetrics], None] | None) -> None:
         job = self.job
         started = time.perf_counter() - self.head_start.seconds
-        shards = {name: self._shards(name) for name in self.references}
+        shards = {name: self._shards(name) for name in self.references if name not in job.computed}
+        references = {
+            name: read_units(files, job.pairs, job.references[name], Precision.of(job.train))
+            for name, files in job.computed.items()
+        }
         for name, policy_shards in shards.items():
             if not job.is_policy(name) and policy_shards.missing():
                 fixed = self._load_fixed(job.references[name])  # alone in memory, before the policy
@@ -100,8 +105,8 @@ class _Training:
         for policy_shards in own.values():
             with freed_memory_kept():
                 policy_shards.compute(trainee.forward, but=first)
-        references = {name: found.read(but=first if name in own else None) for name, found in shards.items()}
-        reference_seconds = time.perf_counter() - started if shards else 0.0
+        references |= {name: found.read(but=first if name in own else None) for name, found in shards.items()}
+        reference_seconds = time.perf_counter() - started if references else 0.0
 
         optimizer = Optimizer(trainee.parameters, trainee.masters, job.train, trainee.copies)
         self._resume(optimizer, checkpoint)
