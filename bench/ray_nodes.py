@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -28,8 +29,9 @@ QUICK_TO_BELIEVE_A_DEATH = {
 class Nodes:
     """The cluster, from the beginning of a ``with`` block to its end."""
 
-    def __init__(self, count: int):
-        command = [sys.executable, str(Path(__file__)), str(count)]
+    def __init__(self, count: int, before: Sequence[str] = ()):
+        """``before``: a command that runs the cluster's process, as one that gives it a file system of its own."""
+        command = [*before, sys.executable, str(Path(__file__)), str(count)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=quiet())
         self.address: str = ""
 

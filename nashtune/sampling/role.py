@@ -140,7 +140,7 @@ class Sampler:
     def work(self, opened: Opened, unit: Unit) -> Facts:
         """Answer the unit's prompts and commit the responses."""
         started = time.perf_counter()
-        prompts = tables.read(Prompt, unit.source, unit.index)
+        prompts = tables.read_unit(Prompt, unit.source, unit.index)
         responses = self.answer(opened, prompts)
         create_once(unit.target, tables.encode(Response, responses))
         tokens = sum(len(r.token_ids) for r in responses)

@@ -64,12 +64,13 @@ class AtWork:
 
 
 class Claims:
-    """A worker's own file in the folder of the stage that it works on."""
+    """A worker's own file in the folder of the stage that it works on; written by who gives it units, where it does not see
+    that folder."""
 
-    def __init__(self, worker: str | None = None):
+    def __init__(self, worker: str | None = None, host: str | None = None):
         self.worker = worker or f"{platform.node()}-{os.getpid()}"
         self._file: Path | None = None
-        self._claim = Claim(self.worker, platform.node(), "", 0.0)
+        self._claim = Claim(self.worker, host or platform.node(), "", 0.0)
 
     def begin(self, stage: Path, unit: str) -> None:
         """Say that the unit that is to become the object ``unit`` is begun."""

@@ -1,8 +1,8 @@
 """The ``ray`` engine: work units in actors of a Ray cluster, whose nodes may come and go.
 
 Plain actors, one process each, are given units in small windows; prompts, answers and weights go through the run folder, which
-all nodes share, and never through Ray. A dead actor is replaced, its units are given to others, and whatever it may still
-commit is refused where another was first (``create_once``).
+all nodes share, or through the run's object store, and never through Ray. A dead actor is replaced, its units are given to
+others, and whatever it may still commit is refused where another was first (``create_once``).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 from nashtune.errors import SamplingError
 from nashtune.recipe import RaySection
 from nashtune.scale.claims import lose
+from nashtune.scale.home import Home, Sending
 from nashtune.scale.ray_crew import Crew, Member
 from nashtune.scale.units import Facts, Role, Unit
 from nashtune.store.objects import is_there, on_store, undone
@@ -36,15 +37,18 @@ OBJECT_STORE_BYTES = 100_000_000
 
 class RayEngine:
     """Runs units on a Ray cluster; connects at first use and leaves it with ``close``. ``gpus``: what an actor takes where the
-    cluster has GPUs and the settings say nothing. ``preload`` names a module that actors import as they start.
+    cluster has GPUs and the settings say nothing. ``preload`` names a module that actors import as they start. ``home``: where
+    the run lies; through its object store, if it has one, actors are sent what they need and do not see.
 
     Raises SamplingError where Ray is not installed, the cluster cannot be reached, or a unit failed ``tries`` times.
     """
 
-    def __init__(self, settings: RaySection, preload: str | None = None, gpus: int = 0):
+    def __init__(self, settings: RaySection, preload: str | None = None, gpus: int = 0, home: Home | None = None):
         self._settings = settings
         self._preload = preload
         self._gpus = gpus
+        self._home = home
+        self._sending = None if home is None or home.store is None else Sending(home)
         self._ray = import_ray()
         self._crew: Crew | None = None
         self._own = False
@@ -102,8 +106,16 @@ class RayEngine:
         for deep in range(depth):
             for member in ready:
                 if todo and len(member.given) == deep:
-                    unit = todo.popleft()
-                    member.given.append((member.actor.work.remote(role, unit), unit))
+                    self._hand(member, role, todo.popleft())
+
+    def _hand(self, member: Member, role: Role, unit: Unit) -> None:
+        """Give an actor one unit more."""
+        sent = role, unit
+        if not member.sees and self._sending is not None:
+            sent = self._sending.sent(role, unit)
+        member.given.append((member.actor.work.remote(*sent), unit))
+        if len(member.given) == 1:
+            _begun(member)
 
     def _take(self, crew: Crew, member: Member, todo: deque[Unit]) -> Iterator[tuple[Unit, Facts]]:
         """What an actor has to say about the unit that it was given first. Raises where that failed for good."""
@@ -114,6 +126,7 @@ class RayEngine:
             facts, error, again = {}, SamplingError(f"its actor died: {_first_line(death)}"), True
         if error is None:
             member.given.popleft()
+            _begun(member)
             crew.worked()
             yield unit, facts
             return
@@ -146,8 +159,14 @@ class RayEngine:
             if not self._ray.is_initialized():
                 connect(self._ray, self._settings)
                 self._own = True
-            self._crew = Crew(self._ray, self._settings, self._preload, self._gpus)
+            self._crew = Crew(self._ray, self._settings, self._preload, self._gpus, self._home)
         return self._crew
+
+
+def _begun(member: Member) -> None:
+    """Say what an actor is at that does not see where."""
+    if member.claims is not None and member.given and (stage := member.given[0][1].stage) is not None:
+        member.claims.begin(stage, member.given[0][1].target.name)
 
 
 def import_ray() -> Any:

@@ -11,6 +11,8 @@ from typing import Any
 
 from nashtune.errors import SamplingError
 from nashtune.recipe import RaySection
+from nashtune.scale.claims import Claims
+from nashtune.scale.home import Home
 from nashtune.scale.ray_worker import RayWorker
 from nashtune.scale.units import Unit
 
@@ -30,15 +32,19 @@ class Member:
     hello: Any
     name: str | None = None
     """What it calls itself, once it is up."""
+    sees: bool = True
+    """Whether its machine sees the run folder."""
+    claims: Claims | None = None
+    """Where this process says what the actor is at, which does not see the place."""
     given: deque[tuple[Any, Unit]] = field(default_factory=deque)
 
 
 class Crew:
     """Actors that are up, and actors that wait for a node with room."""
 
-    def __init__(self, ray: Any, settings: RaySection, preload: str | None, gpus: int):
+    def __init__(self, ray: Any, settings: RaySection, preload: str | None, gpus: int, home: Home | None = None):
         self.members: list[Member] = []
-        self._ray, self._settings, self._preload = ray, settings, preload
+        self._ray, self._settings, self._preload, self._home = ray, settings, preload, home
         has_gpus = any("GPU" in node["Resources"] for node in self._nodes())
         asked = settings.gpus_per_actor
         self._gpus = asked if asked is not None else gpus if has_gpus else 0
@@ -75,7 +81,10 @@ class Crew:
         up, _ = self._ray.wait(list(waiting), num_returns=len(waiting), timeout=0)
         for hello in up:
             try:
-                waiting[hello].name = self._ray.get(hello)
+                name, host, sees = self._ray.get(hello)
+                member = waiting[hello]
+                member.name, member.sees = name, sees
+                member.claims = None if sees else Claims(name, host)
             except self._ray.exceptions.RayError as error:
                 self.drop(waiting[hello])
                 self._failed += 1
@@ -119,8 +128,8 @@ class Crew:
             resources=dict(self._settings.resources) or None,
             max_restarts=0,
             scheduling_strategy="SPREAD",
-        ).remote(os.getcwd(), self._settings.cpus_per_actor, self._preload)
-        return Member(actor, actor.name.remote())
+        ).remote(os.getcwd(), self._settings.cpus_per_actor, self._preload, self._home)
+        return Member(actor, actor.hello.remote())
 
     def _room(self) -> int:
         """How many actors the nodes that are there could hold, if they did nothing else."""

@@ -15,7 +15,8 @@ Judged = tuple[Prompt, list[Response], Judgment]
 
 @dataclass(frozen=True, slots=True)
 class PromptPart:
-    """A parquet file of prompts whose row groups are the work units."""
+    """A parquet file of prompts whose row groups are the work units (for a worker on another machine, a folder of units on an
+    object store)."""
 
     file: Path
     fingerprint: str
@@ -74,7 +75,7 @@ class Candidates:
 
     def labelled(self, index: int) -> list[tuple[Prompt, list[Response], list[str]]]:
         """As ``unit``, with the group's label of each candidate."""
-        prompts = tables.read(Prompt, self.part.file, index)
+        prompts = tables.read_unit(Prompt, self.part.file, index)
         found: dict[str, tuple[list[Response], list[str]]] = {prompt.id: ([], []) for prompt in prompts}
         for group in self.groups:
             for response in group.read(index):

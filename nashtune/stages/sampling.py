@@ -120,7 +120,7 @@ class Scorer:
         assert unit.beside is not None
         started = time.perf_counter()
         model, tokenizer = opened
-        prompts = tables.read(Prompt, unit.source, unit.index)
+        prompts = tables.read_unit(Prompt, unit.source, unit.index)
         answers: dict[str, list[Response]] = {prompt.id: [] for prompt in prompts}
         for response in tables.read(Response, unit.beside):
             answers[response.prompt_id].append(response)

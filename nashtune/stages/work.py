@@ -18,11 +18,12 @@ from nashtune.recipe import Oracle, SamplingSection, ScaleSection, SelfOracle, i
 from nashtune.records import Policy
 from nashtune.run import Run
 from nashtune.scale.claims import close_stage, open_stage
+from nashtune.scale.home import Home
 from nashtune.scale.local import LocalEngine
 from nashtune.scale.units import Role, Unit, WorkEngine
 from nashtune.stage import Stage
 from nashtune.stages.candidates import PromptPart, Units
-from nashtune.store.objects import absent
+from nashtune.store.objects import absent, on_store
 from nashtune.summaries import AVERAGE, called
 
 if TYPE_CHECKING:
@@ -46,17 +47,26 @@ def stage_units(stage: Stage, inputs: Sequence[Any]) -> Units:
 
 def engine_of(run: Run) -> WorkEngine:
     """The run's engine, made at first use and closed with the run."""
-    return run.resource("engine", lambda: run.hold(closing(new_engine(run.recipe.sampling, run.recipe.scale))))
+    sampling, scale = run.recipe.sampling, run.recipe.scale
+    return run.resource("engine", lambda: run.hold(closing(new_engine(sampling, scale, _home_of(run)))))
 
 
-def new_engine(sampling: SamplingSection, scale: ScaleSection) -> WorkEngine:
-    """An engine with the workers that the recipe asks for, not started yet."""
+def _home_of(run: Run) -> Home | None:
+    """Where the run lies, for workers of other machines; None where there are none."""
+    if run.recipe.scale.engine != "ray":
+        return None
+    store = None if run.recipe.scale.store is None else run.store_folder()
+    return Home(run.folder.absolute(), run.id, store if store is not None and on_store(store) else None)
+
+
+def new_engine(sampling: SamplingSection, scale: ScaleSection, home: Home | None = None) -> WorkEngine:
+    """An engine with the workers that the recipe asks for, not started yet; ``home``: where the run lies that it is for."""
     workers = scale.workers
     if scale.engine == "ray":
         from nashtune.scale.ray_cluster import RayEngine
 
         gpus = {"vllm": sampling.vllm.tensor_parallel, "native": 1, "scripted": 0}[sampling.engine]
-        return RayEngine(scale.ray, PRELOADED.get(sampling.engine), gpus)
+        return RayEngine(scale.ray, PRELOADED.get(sampling.engine), gpus, home)
     if sampling.engine == "vllm" and workers > 1:  # each vLLM takes all of its devices
         from nashtune.sampling.on_vllm.place import worker_environments
 

@@ -116,6 +116,34 @@ def create_object(place: Path, data: bytes) -> bool:
     raise AssertionError("unreachable")
 
 
+def put_file(file: Path, place: Path) -> bool:
+    """Create an object from a file, in parts where it is large, unless it exists. False: it does, whole.
+
+    Raises StoreError where the store cannot be written to.
+    """
+    store: Any = place
+    for attempt in range(ATTEMPTS):
+        try:
+            store.fs.put_file(str(file), store.path, mode="create")
+            return True
+        except FileExistsError:
+            return False
+        except Exception as error:
+            if isinstance(error, PermissionError | FileNotFoundError | TypeError) or attempt + 1 == ATTEMPTS:
+                raise _failed(place, "was written to", error) from error
+            if is_there(place):
+                return False
+            time.sleep(PAUSE_SECONDS * 2**attempt)
+    raise AssertionError("unreachable")
+
+
+def fetch_file(place: Path, file: Path) -> None:
+    """Write an object's content to a file, in parts where it is large. Raises StoreError where the store cannot be read."""
+    store: Any = place
+    with _errors_named(place, "was read"):
+        store.fs.get_file(store.path, str(file))
+
+
 def read_object(place: Path) -> bytes:
     """Raises FileNotFoundError, and StoreError where the store cannot be read."""
     with _errors_named(place, "was read"):

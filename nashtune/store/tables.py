@@ -106,6 +106,17 @@ def read(kind: type[Record], path: Path, group: int | None = None) -> list[Recor
     return [_record(kind, row) for row in table.to_pylist()]
 
 
+def read_unit(kind: type[Record], table: Path, index: int) -> list[Record]:
+    """The rows of one work unit of a table: a row group of a file; or an object, in a folder of such on a store. Raises
+    StoreError naming it."""
+    return read(kind, unit_of(table, index)) if on_store(table) else read(kind, table, index)
+
+
+def unit_of(table: Path, index: int) -> Path:
+    """Where a store keeps one unit of a table."""
+    return table / f"{index:06d}.parquet"
+
+
 def stream(kind: type[Record], paths: Iterable[Path]) -> Iterator[Record]:
     """Records of several files, one file in memory at a time."""
     for path in paths:
