@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -19,15 +20,19 @@ import yaml
 from cluster_roles import DyingScorer, Writer, units_in
 from test_reward_model import write_reward_model
 from tiny_chat import tiny_recipe
+from typer.testing import CliRunner
 
+from nashtune.cli import app
 from nashtune.errors import ModelError, RecipeError, SamplingError
 from nashtune.recipe import RaySection, parse_recipe
+from nashtune.records import Response
 from nashtune.run import Run
 from nashtune.scale.claims import at_work, open_stage
 from nashtune.stages.judging import judge
 from nashtune.stages.pairing import make_pairs
 from nashtune.stages.teacher import sample
 from nashtune.stages.training import train
+from nashtune.store import tables
 from nashtune.training import reference_units
 
 HERE = Path(__file__).parent
@@ -150,6 +155,27 @@ def test_actors_compute_reference_logprobs_and_one_that_dies_costs_its_unit_alon
     begun = [file.name.split("-") for file in tmp_path.glob("?-*")]
     assert {int(process) for _, process in begun}.isdisjoint({os.getpid()})
     assert sorted(Counter(unit for unit, _ in begun).values()) == [1, 1, 1, 1, 1, 2]
+
+
+@needs_ray
+def test_a_model_without_a_run_is_evaluated_on_the_actors(engine: Any, tiny_folder: Path, tmp_path: Path) -> None:
+    engine.start()
+    engine.pause()
+    rows = [{"key": n, "prompt": f"Say {n}.", "instruction_id_list": ["punctuation:no_comma"]} for n in range(5)]
+    data = tmp_path / "ifeval.jsonl"
+    data.write_text("".join(json.dumps(row | {"kwargs": [{}]}) + "\n" for row in rows))
+    settings = [f"ifeval.data={data}", "ifeval.max_new_tokens=6", "unit_prompts=2", "slots=4"]
+    found = {}
+    for name, more in (("local", []), ("ray", ["scale.engine=ray", "scale.ray.max_actors=1"])):
+        words = [word for setting in (*settings, *more) for word in ("-o", setting)]
+        out = ["--suite", "ifeval", "--out", str(tmp_path / name), "--json"]
+        done = CliRunner().invoke(app, ["eval", str(tiny_folder / "policy"), *out, *words])
+        assert done.exit_code == 0, done.output
+        folder = tmp_path / name / "ifeval" / "policy"
+        found[name] = [tables.read(Response, file) for file in sorted((folder / "answers-1").glob("*.parquet"))]
+        assert "units_redone" in json.loads((folder / "answers-1.json").read_text())["facts"]
+    assert [len(rows) for rows in found["local"]] == [2, 2, 1]
+    assert found["ray"] == found["local"]
 
 
 @needs_ray

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from test_object_store import objects, rows_of  # noqa: E402
 from test_reward_model import write_reward_model  # noqa: E402
 
 from nashtune.errors import SamplingError, StoreError  # noqa: E402
+from nashtune.evaluated import all_scores  # noqa: E402
 from nashtune.loop import improve  # noqa: E402
 from nashtune.model.copies import MANIFEST, fetch_policy, upload_policy  # noqa: E402
 from nashtune.model.loading import fingerprint  # noqa: E402
@@ -273,6 +275,11 @@ def test_a_cluster_that_does_not_see_the_run_folder_ends_as_one_machine_does(ser
     write_prompts(driver / "prompts.jsonl", 40)
     changes: dict[str, Any] = {"iterations": 1, "oracle": {"kind": "reward_model", "model": str(reward)}}
     changes |= {"teacher": {"kind": "none"}, "health": {"anchors": 0}, "validate": {"kl_samples": 0}}
+    asked = {"key": 1, "prompt": "Say it.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
+    (driver / "asked.jsonl").write_text(
+        "".join(json.dumps(asked | {"key": n, "prompt": f"Say {n}."}) + "\n" for n in range(3))
+    )
+    changes["evaluate"] = [{"suite": "ifeval", "data": str(driver / "asked.jsonl"), "max_new_tokens": 6}]
     raw = tiny_recipe(driver, **changes)
     improve(parse_recipe(raw | {"name": "local", "scale": {"references": "workers"}}))
     local = Run.read(driver / "runs" / "local")
@@ -283,10 +290,13 @@ def test_a_cluster_that_does_not_see_the_run_folder_ends_as_one_machine_does(ser
         scale = {"engine": "ray", "ray": ray, "store": f"s3://{BUCKET}/far"}
         file = driver / "far.yaml"
         file.write_text(json.dumps(raw | {"name": "far", "scale": scale}))
-        done = subprocess.run(
-            [sys.executable, "-m", "nashtune.cli", "run", str(file)], capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
+        seen = set[str]()
+        with (tmp_path / "log").open("w") as log:
+            run = subprocess.Popen([sys.executable, "-m", "nashtune.cli", "run", str(file)], stdout=log, stderr=log)
+        while run.poll() is None:
+            seen |= {f"{f.parent.parent.name}.{f.stem}" for f in driver.glob("runs/far/*/*/.claims/*-*.json")}
+            time.sleep(0.02)
+        assert run.returncode == 0, (tmp_path / "log").read_text()[-3000:]
     far = Run.read(driver / "runs" / "far")
     for iteration in (0, 1):
         assert rows_of(far, iteration) == rows_of(local, iteration)
@@ -294,4 +304,12 @@ def test_a_cluster_that_does_not_see_the_run_folder_ends_as_one_machine_does(ser
     assert logprobs[0] == logprobs[1]
     trained = [far.stage(1, "train").output, fingerprint(driver / "policy")]
     assert sorted(f.name for f in (tmp_path / "cache" / "policies").iterdir() if f.is_dir()) == sorted(trained)
-    assert sorted(names_in(far.store_folder())) == ["inputs", "iteration-0", "iteration-1", "policies"]
+    kept = ["evaluations", "inputs", "iteration-0", "iteration-1", "policies"]
+    assert sorted(names_in(far.store_folder())) == kept
+    answers = far.store_folder() / "evaluations" / "ifeval" / "iteration-0" / "answers-1"
+    assert len(files_in(answers, "*.parquet")) == 1
+    assert (
+        [score["metrics"] for score in all_scores(far.folder)] == [s["metrics"] for s in all_scores(local.folder)] != []
+    )
+    # While a stage was under way, each of its workers was to be seen.
+    assert {worker.split(".")[0] for worker in seen} >= {"validate-sample", "sample", "references-t"}

@@ -256,6 +256,7 @@ def test_every_section_of_every_module_belongs_to_the_recipe_and_is_exported() -
         Section,
         ObjectiveSection,
         EvaluationFile,
+        EvaluationScale,
         SuiteSection,
         InstructionSection,
         LaunchSection,

@@ -5,13 +5,12 @@ change when a run is resumed (they change speed or display, not results); all ot
 """
 
 from nashtune.recipe.base import ADDED, NEUTRAL, Rate, Section, identity, uncounted
-from nashtune.recipe.cluster import RaySection
+from nashtune.recipe.cluster import EvaluationScale, RaySection
 from nashtune.recipe.engine import EngineSection, PriceSection
 from nashtune.recipe.evaluation import (
     SUITE_SECTIONS,
     AlpacaEvalSection,
     ArenaHardSection,
-    EvaluationFile,
     HarnessSection,
     IfBenchSection,
     IfEvalSection,
@@ -20,6 +19,7 @@ from nashtune.recipe.evaluation import (
     SuiteSection,
     SuiteSettings,
 )
+from nashtune.recipe.evaluation_file import EvaluationFile
 from nashtune.recipe.harness import OPEN_LLM, HarnessTask
 from nashtune.recipe.launch import LaunchSection
 from nashtune.recipe.loading import load_oracle, load_recipe, parse_evaluation, parse_recipe
@@ -77,6 +77,7 @@ __all__ = [
     "DefectsSection",
     "EngineSection",
     "EvaluationFile",
+    "EvaluationScale",
     "Guard",
     "HarnessSection",
     "HarnessTask",

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
+from nashtune.recipe.cluster import not_read, ray_problems, vllm_problems
 from nashtune.recipe.evaluation import evaluation_problems
 from nashtune.recipe.methods import METHODS
 from nashtune.recipe.oracles import CascadeOracle, CompactOracle, Oracle, PairwiseOracle, PanelOracle
@@ -247,43 +248,18 @@ def _launcher(scale: ScaleSection) -> Iterator[str]:
 
 def _cluster(recipe: Recipe) -> Iterator[str]:
     """What the engine of work units asks of its settings, and of those that it does not read."""
-    scale, ray, vllm = recipe.scale, recipe.scale.ray, recipe.sampling.vllm
+    scale, vllm = recipe.scale, recipe.sampling.vllm
     if scale.engine == "local":
-        fields = type(ray).model_fields
-        read = {"address"} if scale.launcher == "ray" else set()  # ranks join that cluster, too
-        if written := [n for n in fields if n not in read and getattr(ray, n) != fields[n].get_default()]:
-            names = ", ".join(f"scale.ray.{name}" for name in written)
-            yield f"scale.engine is 'local', which does not read {names}; accepted: scale.engine 'ray', or without them"
+        yield from not_read(scale.ray, {"address"} if scale.launcher == "ray" else ())  # ranks join that cluster, too
         return
     if scale.workers != 1:
         yield (
             f"scale.workers is {scale.workers}, which scale.engine 'ray' does not read; accepted: scale.ray.max_actors in its "
             "place"
         )
-    if ray.address is not None and "://" in ray.address:
-        yield (
-            f"scale.ray.address is {ray.address!r}; accepted: 'auto' or HOST:PORT, from a machine of the cluster, which sees the "
-            "run folder (Ray Client is not supported), or null"
-        )
-    if ray.max_actors is not None and ray.max_actors < ray.min_actors:
-        yield f"scale.ray.max_actors is {ray.max_actors} but scale.ray.min_actors is {ray.min_actors}; accepted: that or more"
-    if bad := [name for name, amount in ray.resources.items() if amount <= 0 or name in ("CPU", "GPU")]:
-        yield (
-            f"scale.ray.resources has {bad[0]!r}: {ray.resources[bad[0]]:g}; accepted: custom resources in amounts above 0 "
-            "(cores and GPUs are scale.ray.cpus_per_actor and gpus_per_actor)"
-        )
-    if recipe.sampling.engine != "vllm":
-        return
-    if ray.gpus_per_actor not in (None, 0, vllm.tensor_parallel):
-        yield (
-            f"scale.ray.gpus_per_actor is {ray.gpus_per_actor:g} but sampling.vllm.tensor_parallel is {vllm.tensor_parallel}; "
-            "accepted: that number, 0 (vLLM on CPUs), or null"
-        )
-    if vllm.cpu_cores is not None:
-        yield (
-            f"sampling.vllm.cpu_cores is {list(vllm.cpu_cores)}, which actors on other machines cannot share out; accepted: null "
-            "with scale.engine 'ray'"
-        )
+    yield from ray_problems(scale.ray)
+    if recipe.sampling.engine == "vllm":
+        yield from vllm_problems(scale.ray, vllm.tensor_parallel, vllm.cpu_cores, "sampling.vllm")
 
 
 def _scores(oracle: Oracle) -> bool:

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from nashtune.errors import RecipeError
 from nashtune.recipe.base import Section
 from nashtune.recipe.contradictions import oracle_contradictions
-from nashtune.recipe.evaluation import EvaluationFile
+from nashtune.recipe.evaluation_file import EvaluationFile
 from nashtune.recipe.oracles import Oracle
 from nashtune.recipe.recipe import Recipe
 

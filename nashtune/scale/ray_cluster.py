@@ -115,7 +115,15 @@ class RayEngine:
             sent = self._sending.sent(role, unit)
         member.given.append((member.actor.work.remote(*sent), unit))
         if len(member.given) == 1:
-            _begun(member)
+            self._note(member)
+
+    def _note(self, member: Member) -> None:
+        """Say what an actor is at that is sent its units, and does not see where to say so."""
+        if self._sending is None or member.claims is None or not member.given:
+            return
+        unit = member.given[0][1]
+        if unit.stage is not None:
+            member.claims.begin(unit.stage, unit.target.name)
 
     def _take(self, crew: Crew, member: Member, todo: deque[Unit]) -> Iterator[tuple[Unit, Facts]]:
         """What an actor has to say about the unit that it was given first. Raises where that failed for good."""
@@ -126,7 +134,7 @@ class RayEngine:
             facts, error, again = {}, SamplingError(f"its actor died: {_first_line(death)}"), True
         if error is None:
             member.given.popleft()
-            _begun(member)
+            self._note(member)
             crew.worked()
             yield unit, facts
             return
@@ -161,12 +169,6 @@ class RayEngine:
                 self._own = True
             self._crew = Crew(self._ray, self._settings, self._preload, self._gpus, self._home)
         return self._crew
-
-
-def _begun(member: Member) -> None:
-    """Say what an actor is at that does not see where."""
-    if member.claims is not None and member.given and (stage := member.given[0][1].stage) is not None:
-        member.claims.begin(stage, member.given[0][1].target.name)
 
 
 def import_ray() -> Any:

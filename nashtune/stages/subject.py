@@ -16,9 +16,11 @@ from nashtune.recipe import EvaluationFile, PolicySection, SamplingSection, Scal
 from nashtune.records import Policy
 from nashtune.run import Run
 from nashtune.sampling.on_vllm.target import Target
+from nashtune.scale.home import Home
 from nashtune.stages.serving import served
 from nashtune.stages.work import engine_of, ledger_of, new_engine, payer_of, policy_of
 from nashtune.store.files import exclusive, remove_partials, write_atomic
+from nashtune.store.objects import check_store, on_store, open_store
 from nashtune.summaries import AVERAGE, called
 
 if TYPE_CHECKING:
@@ -53,6 +55,8 @@ class Subject:
     target: Callable[[], Target | None] = lambda: None
     shared: Path | None = None
     """Where answers lie for other evaluations that want the same."""
+    store: Callable[[], Path] | None = None
+    """The folder on scale.store where answers are committed; None: in ``folder``."""
     answers: Path | None = None
     """A file of answers, given instead of a policy that could be asked."""
 
@@ -84,6 +88,7 @@ def of_run(run: Run, iteration: int) -> Subject:
         payer=lambda: payer_of(run, iteration),
         target=lambda: served(run, iteration),
         shared=Path(recipe.shared).expanduser() if recipe.shared else folder / "answers",
+        store=None if recipe.scale.store is None else run.store_folder,
     )
 
 
@@ -118,6 +123,7 @@ def of_model(stack: ExitStack, folder: Path, model: str, settings: EvaluationFil
         payer=kept.payer,
         target=lambda: None if policy is None or settings.engine != "vllm" else Target(policy, policy),
         shared=folder / "answers",
+        store=None if settings.scale.store is None else kept.store,
         answers=answers,
     )
 
@@ -136,12 +142,31 @@ class _Kept:
         self._stack, self._folder, self._settings = stack, folder, settings
         self._engine: WorkEngine | None = None
         self._ledger: Ledger | None = None
+        self._store: Path | None = None
 
     def engine(self) -> WorkEngine:
         if self._engine is None:
-            made = new_engine(self._settings.sampling, ScaleSection(workers=self._settings.workers))
+            own = self._settings.scale
+            scale = ScaleSection(engine=own.engine, ray=own.ray, workers=self._settings.workers)
+            store = None if own.store is None else self.store()
+            home = Home(self._folder.absolute(), self._id(), store if store is not None and on_store(store) else None)
+            made = new_engine(self._settings.sampling, scale, home)
             self._engine = self._stack.enter_context(closing(made))
         return self._engine
+
+    def store(self) -> Path:
+        """The evaluation's folder on its store, which is tested at first use. Raises StoreError."""
+        if self._store is None:
+            self._store = open_store(self._settings.scale.store or "") / self._id()
+            if on_store(self._store):
+                check_store(self._store)
+        return self._store
+
+    def _id(self) -> str:
+        file = self._folder / "id"
+        if not file.exists():
+            write_atomic(file, uuid.uuid4().hex)
+        return file.read_text(encoding="utf-8")
 
     def ledger(self) -> Ledger:
         from nashtune.store.ledger import Ledger
@@ -157,7 +182,4 @@ class _Kept:
         from nashtune.judging.dispatch import Payer
         from nashtune.store.ledger import Caps
 
-        file = self._folder / "id"
-        if not file.exists():
-            write_atomic(file, uuid.uuid4().hex)
-        return Payer(file.read_text(encoding="utf-8"), 0, Caps(self._settings.budget_usd, None))
+        return Payer(self._id(), 0, Caps(self._settings.budget_usd, None))

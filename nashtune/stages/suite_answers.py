@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ def _turn(subject: Subject, suite: Suite, folder: Path, turn: int, prompts: Sequ
 
 def _draw(subject: Subject, folder: Path, name: str, decoding: Decoding, prompts: list[Prompt]) -> list[str]:
     part = _part(folder / f"{name}.parquet", prompts, subject.sampling.unit_prompts)
-    stage = Stage(folder, name, subject.shared)
+    stage = Stage(folder, name, subject.shared, _on_store(subject, folder))
     role = _sampler(subject, decoding, prompts)
     inputs = (part.fingerprint, role.identity())
     units = stage_units(stage, inputs)
@@ -63,6 +63,12 @@ def _draw(subject: Subject, folder: Path, name: str, decoding: Decoding, prompts
 
     once(stage, inputs, draw)
     return [answer.text for index in range(part.units) for answer in tables.read(Response, units.file(index))]
+
+
+def _on_store(subject: Subject, folder: Path) -> Callable[[], Path] | None:
+    """The folder of this evaluation on the store; inside it come the policy's place and the stage, as in ``folder``."""
+    store = subject.store
+    return None if store is None else lambda: store() / subject.folder.name / folder.parent.name
 
 
 def _part(file: Path, prompts: list[Prompt], unit_prompts: int) -> PromptPart:
