@@ -24,7 +24,7 @@ from test_object_store import objects, rows_of  # noqa: E402
 from test_reward_model import write_reward_model  # noqa: E402
 
 from nashtune.errors import SamplingError, StoreError  # noqa: E402
-from nashtune.evaluated import all_scores  # noqa: E402
+from nashtune.evaluated import scores_of  # noqa: E402
 from nashtune.loop import improve  # noqa: E402
 from nashtune.model.copies import MANIFEST, fetch_policy, upload_policy  # noqa: E402
 from nashtune.model.loading import fingerprint  # noqa: E402
@@ -308,8 +308,9 @@ def test_a_cluster_that_does_not_see_the_run_folder_ends_as_one_machine_does(ser
     assert sorted(names_in(far.store_folder())) == kept
     answers = far.store_folder() / "evaluations" / "ifeval" / "iteration-0" / "answers-1"
     assert len(files_in(answers, "*.parquet")) == 1
-    assert (
-        [score["metrics"] for score in all_scores(far.folder)] == [s["metrics"] for s in all_scores(local.folder)] != []
-    )
+    scores = [scores_of(run.folder, "ifeval", 0) for run in (far, local)]
+    assert scores[0] is not None
+    assert scores[1] is not None
+    assert scores[0]["metrics"] == scores[1]["metrics"]
     # While a stage was under way, each of its workers was to be seen.
     assert {worker.split(".")[0] for worker in seen} >= {"validate-sample", "sample", "references-t"}

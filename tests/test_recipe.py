@@ -17,6 +17,7 @@ from nashtune.recipe import (
     NEUTRAL,
     SUITE_SECTIONS,
     EvaluationFile,
+    EvaluationScale,
     InstructionSection,
     LoraSection,
     PairsSection,
