@@ -289,9 +289,10 @@ class ScaleSection(LaunchSection):
     must hold the whole reference policy. trainer: the training processes. auto: workers where there is more than one, or a
     Ray cluster."""
     store: StoreUrl | None = Field(default=None, json_schema_extra=NEUTRAL)
-    """Where samples, log-probs and judgments are committed: an object store (s3://BUCKET/PREFIX, or another that fsspec knows:
-    gs, az, abfs), or a folder that all workers share; under it RUN-ID/iteration-T/STAGE/. Records, ledger, prompts, pairs and
-    policies stay in the run folder. null: everything does. Stages that are done are read where they were committed."""
+    """Where samples, log-probs, judgments and answers to suites are committed: an object store (s3://BUCKET/PREFIX, or another
+    that fsspec knows: gs, az, abfs), or a folder that all workers share; under it RUN-ID/iteration-T/STAGE/. Through an object
+    store actors of a Ray cluster that do not see the run folder are sent prompts and policies. Records, ledger, prompts, pairs
+    and policies stay in the run folder. null: everything does. Stages that are done are read where they were committed."""
     overlap: bool = Field(default=True, json_schema_extra=NEUTRAL)
     """Let a judge behind a server begin with the first finished unit of samples, pairs be built as judgments come, and the
     trainer load its model (with train.order `judged`, compute reference log-probs too) while the judge works; false does one

@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from nashtune.training.packing import Plan
     from nashtune.training.reference_units import ReferenceScorer
 
-HOW = ("precision", "attention", "liger", "lora", "microbatch_tokens")
-"""Settings of training that decide its log-probs."""
-
 
 def reference_units(run: Run, iteration: int, job: TrainJob) -> Mapping[str, Sequence[Path]]:
     """The committed log-probs of the job's references, by name, computed now where they are not there yet. None of what the
@@ -50,7 +47,7 @@ def reference_units(run: Run, iteration: int, job: TrainJob) -> Mapping[str, Seq
 
 def _of_policy(run: Run, iteration: int, job: TrainJob, name: str) -> list[Path]:
     from nashtune.training.head_start import plan_of
-    from nashtune.training.reference_units import ReferenceScorer, cut, unit_key
+    from nashtune.training.reference_units import HOW, ReferenceScorer, cut, unit_key
 
     policy, plan = job.references[name], plan_of(job, job.pairs)  # that of one process, however many will train
     stage = run.stage(iteration, f"references-{name}")

@@ -41,6 +41,8 @@ UNIT_TOKENS = 1 << 17
 """Most tokens of a unit that has more than one batch: minutes of a CPU, seconds of a GPU."""
 LEAST_UNITS = 16
 """Units that small sets are cut into, batches permitting, so that several workers have something to do."""
+HOW = ("precision", "attention", "liger", "compile", "lora", "microbatch_tokens")
+"""Settings of training that decide its log-probs."""
 INPUTS = pa.schema(
     {"batch": pa.int32(), "microbatch": pa.int32(), "pair_id": pa.string()}
     | dict.fromkeys(("prompt_ids", "chosen_ids", "rejected_ids"), pa.list_(pa.int32()))
@@ -88,7 +90,7 @@ class ReferenceScorer:
     train: TrainSection
 
     def key(self) -> str:
-        how = self.train.model_dump(mode="json", include={"precision", "attention", "liger", "lora"})
+        how = self.train.model_dump(mode="json", include=set(HOW))
         return content_hash("reference", self.policy.fingerprint, how)
 
     def open(self) -> Trainee:

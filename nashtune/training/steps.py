@@ -148,7 +148,8 @@ class Steps:
     def _tolerance(self, tokens: int) -> float:
         if not self.job.computed:
             return STEP_ZERO_TOLERANCE
-        exact = Precision.of(self.job.train) == Precision(torch.float32, attention=self.job.train.attention)
+        precision = Precision.of(self.job.train)
+        exact = precision.autocast is None and precision.weights == torch.float32
         return ROUNDING[exact] * math.sqrt(tokens)
 
     def _refuse(self, step: int, what: str, rows: Sequence[Mapping[str, Any]]) -> None:
