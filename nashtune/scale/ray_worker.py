@@ -38,7 +38,8 @@ class RayWorker:
     def work(self, role: Role, unit: Unit) -> tuple[Facts, Exception | None, bool]:
         """Do a unit -> its facts, what went wrong, and whether another worker may fare better."""
         self._set_up()
-        if not on_store(unit.source) and not unit.source.exists():
+        lost = not self._sees and self._receiving is None  # a file at the same path would be another run's
+        if lost or (not on_store(unit.source) and not unit.source.exists()):
             return {}, unseen(unit, platform.node()), False
         if self._receiving is not None:
             try:

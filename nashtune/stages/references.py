@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from nashtune.training.reference_units import ReferenceScorer
 
 
-def reference_units(run: Run, iteration: int, job: TrainJob) -> Mapping[str, Sequence[Path]]:
+def committed_references(run: Run, iteration: int, job: TrainJob) -> Mapping[str, Sequence[Path]]:
     """The committed log-probs of the job's references, by name, computed now where they are not there yet. None of what the
     trainer has begun to compute by itself, in an earlier attempt or while the judge was at work: it goes on alone.
 

@@ -15,7 +15,7 @@ from nashtune.recipe import identity, uncounted
 from nashtune.records import Pair, Policy
 from nashtune.run import Run
 from nashtune.seeds import content_hash
-from nashtune.stages.references import reference_units
+from nashtune.stages.references import committed_references
 from nashtune.stages.training_order import PairTokens, in_training_order, told, words_read
 from nashtune.stages.work import HEAD_START, engine_of, policy_of
 
@@ -48,7 +48,7 @@ def train(run: Run, iteration: int, pairs: Iterable[Pair]) -> Policy:
         job = replace(job_without_pairs(run, iteration), pairs=tuple(PairTokens(run).of(used)))
         if head_start is not None and head_start.job != replace(job, pairs=()):
             head_start = None
-        job = replace(job, computed=reference_units(run, iteration, job))
+        job = replace(job, computed=committed_references(run, iteration, job))
         with stage.clock() as tick, _step_progress(job, tick) as on_step:
             result = train_policy(job, on_step, head_start, scale=recipe.scale)
         facts = {
