@@ -118,8 +118,9 @@ def rebuilt(thing: T, swap: Callable[[Any], Any]) -> T:
 def unseen(unit: Unit, host: str) -> SamplingError:
     """What a worker says that sees neither the run folder nor a store."""
     return SamplingError(
-        f"node {host} does not see {unit.source.absolute()} of this run; scale.engine 'ray' needs the run folder and the models at the same "
-        "place on every node, as on a shared file system; or scale.store on an object store, through which they are sent"
+        f"node {host} does not see {unit.source.absolute()} of this run; scale.engine 'ray' needs the run folder and the "
+        "models at the same place on every node, as on a shared file system; or scale.store on an object store, through which "
+        "they are sent"
     )
 
 
