@@ -342,6 +342,7 @@ def test_neutral_settings_change_no_identity_and_identity_settings_do() -> None:
         "BudgetSection.usd",
         "BudgetSection.usd_per_iteration",
         "ScaleSection.overlap",
+        "ScaleSection.references",
         "ScaleSection.store",
         *(f"EngineSection.{name}" for name in ("api_key_env", "api_key_file", "price", "probe", "on_model_change")),
         *(f"EngineSection.{name}" for name in ("concurrency", "timeout_s", "max_attempts", "token_limit")),
