@@ -12,8 +12,7 @@ from nashtune.errors import SamplingError
 from nashtune.records import Policy
 from nashtune.scale.units import Role, Unit
 from nashtune.store.files import create_once, digest_files
-from nashtune.store.objects import is_there, on_store
-from nashtune.store.tables import unit_of
+from nashtune.store.objects import is_there, on_store, unit_of
 
 T = TypeVar("T")
 POLICIES, INPUTS = "policies", "inputs"

@@ -158,6 +158,11 @@ def is_there(place: Path) -> bool:
         return place.exists()
 
 
+def unit_of(table: Path, index: int) -> Path:
+    """Where a store keeps one work unit of a table that is a file of row groups elsewhere."""
+    return table / f"{index:06d}.parquet"
+
+
 def names_in(folder: Path) -> list[str]:
     """Names of what lies directly in a folder of a store, in order; none where it has nothing, so that nothing is there."""
     store: Any = folder

@@ -17,7 +17,7 @@ from nashtune.errors import StoreError
 from nashtune.records import Constraint, Judgment, LogProb, Message, Pair, Prompt, Response, Usage
 from nashtune.seeds import canonical_json
 from nashtune.store.files import whole
-from nashtune.store.objects import on_store
+from nashtune.store.objects import on_store, unit_of
 
 Record = TypeVar("Record", Prompt, Response, Judgment, Pair, LogProb)
 
@@ -110,11 +110,6 @@ def read_unit(kind: type[Record], table: Path, index: int) -> list[Record]:
     """The rows of one work unit of a table: a row group of a file; or an object, in a folder of such on a store. Raises
     StoreError naming it."""
     return read(kind, unit_of(table, index)) if on_store(table) else read(kind, table, index)
-
-
-def unit_of(table: Path, index: int) -> Path:
-    """Where a store keeps one unit of a table."""
-    return table / f"{index:06d}.parquet"
 
 
 def stream(kind: type[Record], paths: Iterable[Path]) -> Iterator[Record]:
