@@ -11,8 +11,6 @@ from pathlib import Path
 from nashtune.errors import ModelError
 from nashtune.scale.units import Facts, Unit
 from nashtune.store.files import create_once
-from nashtune.training.reference_units import ReferenceScorer
-from nashtune.training.trainee import Trainee
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,17 +55,3 @@ def units_in(folder: Path, count: int) -> list[Unit]:
         Unit(index, source, folder / "stage" / f"{index:06d}-k.parquet", stage=folder / "stage")
         for index in range(count)
     ]
-
-
-@dataclass(frozen=True, slots=True)
-class DyingScorer(ReferenceScorer):
-    """Computes reference log-probs; its process is killed once, as it has begun the first unit that it is given other than
-    unit 0, and before it commits anything of it."""
-
-    marks: Path = Path()
-
-    def work(self, opened: Trainee, unit: Unit) -> Facts:
-        (self.marks / f"{unit.index}-{os.getpid()}").touch()
-        if unit.index and create_once(self.marks / "died", b""):
-            os.kill(os.getpid(), signal.SIGKILL)
-        return ReferenceScorer.work(self, opened, unit)

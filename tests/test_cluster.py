@@ -17,7 +17,8 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-from cluster_roles import DyingScorer, Writer, units_in
+from cluster_roles import Writer, units_in
+from dying_scorer import DyingScorer
 from test_reward_model import write_reward_model
 from tiny_chat import tiny_recipe
 from typer.testing import CliRunner
