@@ -139,10 +139,11 @@ class Steps:
         if not nats <= accepted:
             files = next(iter(self.job.computed.values()), ())
             where = files[0].parent if files else self.job.folder / "references"
+            otherwise = "or the workers' machines round otherwise than this one (then scale.references: trainer); else "
             raise TrainingError(
                 f"iteration {self.job.iteration}: before the first step policy and reference differ by {nats:.3g} nats "
                 f"(pair {worst['pair']}); accepted: {accepted:.3g}. The reference log-probs in {where} are not of this policy; "
-                "remove them"
+                f"{otherwise if files else ''}remove them"
             )
 
     def _tolerance(self, tokens: int) -> float:
