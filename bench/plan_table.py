@@ -24,11 +24,8 @@ PAPER: dict[str, Any] = {
 }
 LARGE: dict[str, Any] = {"nodes": 64, "gpus": 8, "gpu": "H100-80GB", "prompts": 100_000_000}
 CHEAP = ("oracle.engine.model=gpt-4o-mini", "teacher.engine.model=gpt-4o-mini")
-API = (
-    "oracle.engine.model=gpt-4o-mini",
-    "oracle.engine.base_url=https://api.openai.com/v1",
-    "oracle.engine.price=null",
-)
+API = ("oracle.hosted=null", "oracle.engine.model=gpt-4o-mini", "oracle.engine.concurrency=4096")
+SMALL = ("oracle.hosted.model=meta-llama/Llama-3.1-8B-Instruct", "oracle.hosted.vllm.tensor_parallel=1")
 
 
 @dataclass(frozen=True)
@@ -51,10 +48,10 @@ CASES = (
     Case("the same, spot, units of 5,000 prompts", "paper-600k", PAPER | {"mtbf": 12}, ["sampling.unit_prompts=5000"]),
     Case("the same, gpt-4o-mini judges and teaches", "paper-600k", PAPER, CHEAP),
     Case("8 H100, all of them train", "paper-600k", PAPER | {"nodes": 1, "gpu": "H100-80GB", "train_gpus": 8}),
-    Case("512 H100, and 512 for the 70B judge", "scale-100m", LARGE | {"judge_gpus": 512, "judge_parameters": 70}),
-    Case("the same, an 8B judge on 128", "scale-100m", LARGE | {"judge_gpus": 128, "judge_parameters": 8}),
-    Case("the same, spot nodes: one lost every 12 h", "scale-100m",
-         LARGE | {"judge_gpus": 128, "judge_parameters": 8, "mtbf": 12}),
+    Case("512 H100, and 512 that host the 70B judge", "scale-100m", LARGE),
+    Case("the same, an 8B judge on 128", "scale-100m", LARGE, SMALL),
+    Case("the same, an 8B judge in turn with the sampler", "scale-100m", LARGE, (*SMALL, "oracle.hosted.actors=null")),
+    Case("the same, spot nodes: one lost every 12 h, the 8B judge on 128", "scale-100m", LARGE | {"mtbf": 12}, SMALL),
     Case("no GPUs for the judge: gpt-4o-mini at 10M TPM", "scale-100m", LARGE | {"judge_tpm": 1e7}, API),
 )  # fmt: skip
 

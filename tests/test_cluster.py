@@ -19,6 +19,7 @@ import pytest
 import yaml
 from cluster_roles import Writer, units_in
 from dying_scorer import DyingScorer
+from hosted_judges import pairwise, write_judge
 from test_reward_model import write_reward_model
 from tiny_chat import tiny_recipe
 from typer.testing import CliRunner
@@ -28,7 +29,8 @@ from nashtune.errors import ModelError, RecipeError, SamplingError
 from nashtune.recipe import RaySection, parse_recipe
 from nashtune.records import Response
 from nashtune.run import Run
-from nashtune.scale.claims import at_work, open_stage
+from nashtune.scale.claims import AtWork, at_work, open_stage
+from nashtune.stages import streaming
 from nashtune.stages.judging import judge
 from nashtune.stages.pairing import make_pairs
 from nashtune.stages.teacher import sample
@@ -177,6 +179,49 @@ def test_a_model_without_a_run_is_evaluated_on_the_actors(engine: Any, tiny_fold
         assert "units_redone" in json.loads((folder / "answers-1.json").read_text())["facts"]
     assert [len(rows) for rows in found["local"]] == [2, 2, 1]
     assert found["ray"] == found["local"]
+
+
+@needs_ray
+@pytest.mark.slow
+def test_a_hosted_judge_has_actors_of_its_own_and_the_same_rows(
+    engine: Any, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sampler's last unit waits until one is judged; the judge's actors say in the stage's folder what they are at."""
+    engine.start()  # its cluster serves the run, too
+    engine.pause()
+    folder, found = write_judge(tmp_path / "judge"), {}
+    seen: list[AtWork | None] = []
+    watch = streaming._Alongside.watch
+
+    def watched(self: Any) -> str:
+        judged = self.run.stage(1, "judge").folder
+        names, deadline = set[str](), time.monotonic() + 120
+        while not names:
+            assert time.monotonic() < deadline, "nobody judges beside the sampler"
+            names = {file.name for file in judged.glob("*.parquet")}
+            time.sleep(0.05)
+        seen.append(at_work(judged, names))
+        return watch(self)
+
+    for name in ("local", "ray"):
+        ray_ = {"max_actors": 1, "runtime_env": {"env_vars": {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}}}
+        scale: dict[str, Any] = {"engine": name} | ({"ray": ray_} if name == "ray" else {})
+        changes = {"oracle": pairwise(folder, actors=1 if name == "ray" else None), "teacher": {"kind": "none"}}
+        recipe = parse_recipe(
+            tiny_recipe(tiny_folder, **changes, scale=scale, sampling={"engine": "scripted"})
+            | {"folder": str(tmp_path / name)}
+        )
+        if name == "ray":
+            monkeypatch.setattr(streaming._Alongside, "watch", watched)
+        with Run.open(recipe) as run:
+            found[name] = [judgment for _, _, judgment in judge(run, sample(run, 1))]
+            assert run.stage(1, "judge").record()["facts"]["engine_seconds"] > 0
+            assert not (run.stage(1, "judge").folder / ".claims").exists()
+    assert len(found["local"]) == 12
+    assert found["ray"] == found["local"]
+    assert seen[0] is not None
+    assert len(seen[0].workers) == 1
+    assert seen[0].units == 3
 
 
 @needs_ray

@@ -47,6 +47,7 @@ ALLOWED = {
     ("evaluated", "store"): "figures are read as they were written",
     ("model", "store"): "a GGUF file is converted by one process at a time",
     ("sampling", "judging"): "the remote engine sends its calls through the dispatcher of paid calls",
+    ("judging", "sampling"): "a hosted judge is a model behind a sampling engine",
     ("judging", "training"): "a preference model reads hidden states in the packed layout of training",
     ("loop", "planning"): "a run that will go over its budget, or cannot reach its judge, is refused before it begins",
     ("sampling", "scale"): "the sampler is a work-unit role",

@@ -16,8 +16,10 @@ from nashtune.recipe import (
     ADDED,
     NEUTRAL,
     SUITE_SECTIONS,
+    Asking,
     EvaluationFile,
     EvaluationScale,
+    HostedVllm,
     InstructionSection,
     LoraSection,
     PairsSection,
@@ -25,6 +27,7 @@ from nashtune.recipe import (
     Section,
     SuiteSection,
     TrainSection,
+    VllmProcessSection,
     VllmSection,
     identity,
     load_recipe,
@@ -261,6 +264,8 @@ def test_every_section_of_every_module_belongs_to_the_recipe_and_is_exported() -
         SuiteSection,
         InstructionSection,
         LaunchSection,
+        Asking,
+        VllmProcessSection,
     }
     assert made <= sections(Recipe, set())
     assert set(SECTIONS) == set(OBJECTIVES)
@@ -354,6 +359,8 @@ def test_neutral_settings_change_no_identity_and_identity_settings_do() -> None:
         "RewardModelOracle.batch_size",
         "PreferenceModelOracle.batch_tokens",
         *(f"VllmSection.{name}" for name in VllmSection.model_fields if name != "adapters"),
+        *(f"HostedVllm.{name}" for name in HostedVllm.model_fields),
+        *(f"HostedSection.{name}" for name in ("slots", "actors", "gpus")),
     }
     assert parse_recipe(minimal(train={"order": "shuffled"})).identity_hash() == base.identity_hash()
     train = ({"train": {"batch_size": 2}}, {"train": {"order": "judged"}})

@@ -127,7 +127,7 @@ def test_answers_of_a_prefix_cache_that_cannot_be_reset_are_refused(
 
 def test_another_version_of_the_protocol_is_refused(standin: pytest.MonkeyPatch) -> None:
     standin.setattr(protocol, "PROTOCOL", 99)
-    with pytest.raises(SamplingError, match="speaks protocol 1; accepted: 99"):
+    with pytest.raises(SamplingError, match="speaks protocol 2; accepted: 99"):
         VllmProcess(PYTHON)
 
 

@@ -17,7 +17,7 @@ from nashtune import recipe
 from nashtune.errors import OracleError
 from nashtune.judging.oracle import Oracle
 from nashtune.judging.pairwise_set import LabelledPair
-from nashtune.judging.registry import Resources, open_oracle, oracle_needs, parts_of, wants_all_at_once
+from nashtune.judging.registry import Resources, hosted_in, open_oracle, oracle_needs, parts_of, wants_all_at_once
 from nashtune.progress import progress
 from nashtune.records import Judgment, Policy, Response
 from nashtune.seeds import content_hash, seed_for
@@ -135,12 +135,15 @@ def _answers(pair: LabelledPair) -> tuple[Response, Response]:
 
 def _key(pairs: Sequence[LabelledPair], check: Check) -> str:
     """What decides the verdicts: the oracle, with the models in folders it reads, the texts, the seed, the passes."""
+    from nashtune.judging.hosted import find_hosted
+
     models = []
     for part in parts_of(check.oracle):
         if isinstance(part, recipe.SelfOracle):
             models.append(check.judging_policy.fingerprint)
         elif isinstance(part, recipe.PreferenceModelOracle) and (folder := Path(part.folder).expanduser()).is_dir():
             models.append(digest_files(f for f in folder.iterdir() if f.is_file()))
+    models += [find_hosted(host).fingerprint for host in hosted_in(check.oracle)]
     texts = [[p.comparison.prompt.id, p.comparison.first.text, p.comparison.second.text] for p in pairs]
     rules = [[[c.kind, dict(c.args)] for c in p.comparison.prompt.constraints] for p in pairs]
     topics = [p.comparison.prompt.topic for p in pairs]

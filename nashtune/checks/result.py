@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from nashtune import recipe
 from nashtune.checks.alarms import quality_alarms
 from nashtune.checks.ask import Check, ask
 from nashtune.checks.verdicts import Bill, annotator_verdicts, asked_verdicts, bill_of, labels_of, stored_verdicts
@@ -69,8 +70,8 @@ def check_pairs(
 
 
 def _name(check: Check) -> str:
-    engine = getattr(check.oracle, "engine", None)
-    return check.oracle.kind if engine is None else f"{check.oracle.kind} {engine.model}"
+    oracle = check.oracle
+    return f"{oracle.kind} {oracle.asked.model}" if isinstance(oracle, recipe.Asking) else oracle.kind
 
 
 def _named_apart(verdicts: Verdicts, others: list[Verdicts]) -> Verdicts:

@@ -71,7 +71,7 @@ def plan(
         float | None, typer.Option(help="Requests a minute of each served model.", rich_help_panel=CLUSTER)
     ] = None,
     judge_gpus: Annotated[
-        int | None, typer.Option(help="Further GPUs that serve a judge of your own.", rich_help_panel=CLUSTER)
+        int | None, typer.Option(help="Further GPUs that serve, or host, a judge of your own.", rich_help_panel=CLUSTER)
     ] = None,
     judge_parameters: Annotated[
         float | None, typer.Option(help="Weights of that judge (billions).", rich_help_panel=CLUSTER)

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from nashtune.judging.faults import TransientFault
 from nashtune.records import Message
@@ -85,6 +85,20 @@ class Reply:
     @property
     def finish_reason(self) -> str:
         return self.choices[0].finish_reason
+
+
+class Chat(Protocol):
+    """Who answers calls: a server's dispatcher, or a model that nashtune hosts."""
+
+    def stored(self, request: ChatRequest) -> Reply | None:
+        """The reply that is there already, None where it has to be asked for."""
+        ...
+
+    async def call(self, request: ChatRequest) -> Reply:
+        """Raises CallRefusedError for a request that is not answered however often it is sent."""
+        ...
+
+    async def aclose(self) -> None: ...
 
 
 def call_key(url: str, model: str, request: ChatRequest) -> str:

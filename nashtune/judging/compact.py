@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 from nashtune import recipe
 from nashtune.errors import OracleError
-from nashtune.judging.chat import ChatRequest, Choice, Reply
-from nashtune.judging.dispatch import Dispatcher
+from nashtune.judging.chat import Chat, ChatRequest, Choice, Reply
 from nashtune.judging.faults import CallRefusedError
 from nashtune.judging.replies import UnusableReply, content_refusal, only_object, usage_of, whole_score
 from nashtune.judging.showing import GRADING, RUBRIC, TOP_SCORE, fill, material, presentation_order
@@ -49,7 +48,7 @@ class CompactOracle:
     name = "compact"
     needs_logprobs: frozenset[str] = frozenset()
 
-    def __init__(self, section: recipe.CompactOracle, dispatcher: Dispatcher) -> None:
+    def __init__(self, section: recipe.CompactOracle, dispatcher: Chat) -> None:
         self._section = section
         self._dispatcher = dispatcher
 
@@ -71,7 +70,7 @@ class CompactOracle:
             scores=None if problem else tuple(math.fsum(column) / len(scores) for column in zip(*scores, strict=True)),
             order=shown[0].order,
             raw="\n".join(choice.text for reply in replies for choice in reply.choices),
-            model_requested=self._section.engine.model,
+            model_requested=self._section.asked.model,
             model_returned=replies[-1].model_returned if replies else "",
             usage=usage_of(replies),
         )
@@ -106,7 +105,7 @@ class CompactOracle:
 
 
 async def several_replies(
-    dispatcher: Dispatcher, messages: tuple[Message, ...], temperature: float | None, max_tokens: int, count: int
+    dispatcher: Chat, messages: tuple[Message, ...], temperature: float | None, max_tokens: int, count: int
 ) -> list[Reply]:
     """``count`` replies to one request: by n in one call, which bills the prompt once, where the server gives that many,
     the rest by calls of their own."""

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 
 from nashtune import recipe
 from nashtune.errors import OracleError
-from nashtune.judging.chat import ChatRequest, Choice, Reply
+from nashtune.judging.chat import Chat, ChatRequest, Choice, Reply
 from nashtune.judging.compact import TOP_LOGPROBS, several_replies
-from nashtune.judging.dispatch import Dispatcher
 from nashtune.judging.faults import CallRefusedError
 from nashtune.judging.replies import UnusableReply, content_refusal, usage_of
 from nashtune.judging.showing import fill, material
@@ -55,7 +54,7 @@ class PairwiseOracle:
     name = "pairwise"
     needs_logprobs: frozenset[str] = frozenset()
 
-    def __init__(self, section: recipe.PairwiseOracle, dispatcher: Dispatcher) -> None:
+    def __init__(self, section: recipe.PairwiseOracle, dispatcher: Chat) -> None:
         self._section = section
         self._dispatcher = dispatcher
 
@@ -87,7 +86,7 @@ class PairwiseOracle:
             raw=json.dumps(
                 {f"{i},{j}": [c.text for r in v.replies for c in r.choices] for (i, j), v in verdicts.items()}
             ),
-            model_requested=self._section.engine.model,
+            model_requested=self._section.asked.model,
             model_returned=replies[-1].model_returned if replies else "",
             usage=usage_of(replies),
         )

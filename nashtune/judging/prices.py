@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nashtune.errors import OracleError
-from nashtune.recipe import EngineSection
+from nashtune.recipe import EngineSection, HostedSection
 
 SAMPLE = 1000  # tokens: list prices may rise for very long prompts, which judging does not send
 
@@ -31,11 +31,14 @@ class Price:
 
 
 FREE = Price(0.0, 0.0, 0.0, "free (recipe)")
+HOSTED = Price(0.0, 0.0, 0.0, "hosted")
 
 
-def find_price(engine: EngineSection, *, batch: bool = False) -> Price:
+def find_price(engine: EngineSection | HostedSection, *, batch: bool = False) -> Price:
     """The price of ``engine.model``; half (``price.batch_factor``) in batches. Raises OracleError for an unknown model: what
-    a call costs must be known before it is sent."""
+    a call costs must be known before it is sent. A hosted model costs no dollars, but time of one's own machines."""
+    if isinstance(engine, HostedSection):
+        return HOSTED
     if engine.price == "free":
         return FREE
     factor = 0.5

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,9 @@ from nashtune.judging.rules import RulesOracle
 from nashtune.judging.scripted import ScriptedOracle
 
 if TYPE_CHECKING:
+    from nashtune.judging.chat import Chat
     from nashtune.judging.dispatch import Dispatcher, Payer
+    from nashtune.judging.hosted import HostedChat
     from nashtune.records import Policy
     from nashtune.store.ledger import Ledger
 
@@ -25,6 +27,20 @@ class Resources:
     ledger: Callable[[], Ledger | None]
     payer: Callable[[], Payer | None]
     policy: Callable[[], Policy]
+    hosted: dict[str, HostedChat] = field(default_factory=dict, compare=False)
+    """Models hosted for the oracles that were opened with these resources; oracles that name the same one share it."""
+
+    def chat(self, section: recipe.Asking) -> Chat:
+        """Who answers an oracle's calls."""
+        if section.engine is not None:
+            return self.dispatcher(section.engine)
+        from nashtune.judging.hosted import Host, HostedChat
+
+        assert section.hosted is not None
+        key = section.hosted.model_dump_json()
+        if key not in self.hosted:
+            self.hosted[key] = HostedChat(Host(section.hosted))
+        return self.hosted[key]
 
     def dispatcher(self, engine: recipe.EngineSection) -> Dispatcher:
         if engine.batch:
@@ -44,15 +60,15 @@ def open_oracle(section: recipe.Oracle, resources: Resources) -> Oracle:
         case recipe.RubricOracle():
             from nashtune.judging.rubric import RubricOracle
 
-            return RubricOracle(section, resources.dispatcher(section.engine))
+            return RubricOracle(section, resources.chat(section))
         case recipe.CompactOracle():
             from nashtune.judging.compact import CompactOracle
 
-            return CompactOracle(section, resources.dispatcher(section.engine))
+            return CompactOracle(section, resources.chat(section))
         case recipe.PairwiseOracle():
             from nashtune.judging.pairwise import PairwiseOracle
 
-            return PairwiseOracle(section, resources.dispatcher(section.engine))
+            return PairwiseOracle(section, resources.chat(section))
         case recipe.SelfOracle():
             from nashtune.judging.self_oracle import SelfOracle
 
@@ -115,10 +131,17 @@ def parts_of(section: recipe.Oracle) -> Iterator[recipe.Oracle]:
             yield from parts_of(part)
 
 
+def hosted_in(section: recipe.Oracle | None) -> list[recipe.HostedSection]:
+    """The models that an oracle has nashtune host, each once."""
+    parts = [] if section is None else parts_of(section)
+    found = [part.hosted for part in parts if isinstance(part, recipe.Asking) and part.hosted is not None]
+    return list({host.model_dump_json(): host for host in found}.values())
+
+
 def judges_in_batches(section: recipe.Oracle) -> bool:
     """Whether some of its calls wait to be sent together: the more judgments are wanted at once, the fewer batches."""
-    paid = (recipe.RubricOracle, recipe.CompactOracle, recipe.PairwiseOracle)
-    return any(part.engine.batch for part in parts_of(section) if isinstance(part, paid))
+    engines = (part.engine for part in parts_of(section) if isinstance(part, recipe.Asking))
+    return any(engine is not None and engine.batch for engine in engines)
 
 
 def wants_all_at_once(section: recipe.Oracle) -> bool:

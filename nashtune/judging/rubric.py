@@ -14,8 +14,7 @@ from typing import Any
 
 from nashtune import recipe
 from nashtune.errors import OracleError
-from nashtune.judging.chat import ChatRequest, Choice, Reply
-from nashtune.judging.dispatch import Dispatcher
+from nashtune.judging.chat import Chat, ChatRequest, Choice, Reply
 from nashtune.judging.faults import CallRefusedError
 from nashtune.judging.replies import SHOWN_VALUE, UnusableReply, content_refusal, only_object, usage_of, whole_score
 from nashtune.judging.showing import GRADING, RUBRIC, TOP_SCORE, fill, material, presentation_order
@@ -39,7 +38,7 @@ FORMAT_REFUSED = re.compile(r"response_format|json_schema|json_object|structured
 
 
 class RubricOracle:
-    """Scores of 0 to 6 from a served model. Calls go through ``dispatcher`` and so are bought once.
+    """Scores of 0 to 6 from a chat model. Calls go through ``dispatcher``, and so those to a server are bought once.
 
     A reply that cannot be used is shown to the judge with the problem named, ``repair_attempts`` times; after that
     the judgment is "unusable" with its reason, raw reply and usage. So is a prompt that the server refuses for its
@@ -49,7 +48,7 @@ class RubricOracle:
     name = "rubric"
     needs_logprobs: frozenset[str] = frozenset()
 
-    def __init__(self, section: recipe.RubricOracle, dispatcher: Dispatcher) -> None:
+    def __init__(self, section: recipe.RubricOracle, dispatcher: Chat) -> None:
         self._section = section
         self._dispatcher = dispatcher
         self._first_format = 0  # of response_formats(); moves on when the server refuses one
@@ -84,7 +83,7 @@ class RubricOracle:
             scores=None if problem else tuple(float(shown[order.index(i)]) for i in range(len(candidates))),
             order=order,
             raw=_text(replies[-1].choices[0]) if replies else "",
-            model_requested=self._section.engine.model,
+            model_requested=self._section.asked.model,
             model_returned=replies[-1].model_returned if replies else "",
             usage=usage_of(replies),
         )

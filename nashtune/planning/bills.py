@@ -12,7 +12,7 @@ from nashtune.judging import compact, pairwise, rubric
 from nashtune.judging.chat import TOKENS_PER_MESSAGE
 from nashtune.judging.showing import fill, material
 from nashtune.planning.lengths import Lengths
-from nashtune.recipe import EngineSection
+from nashtune.recipe import EngineSection, HostedSection
 from nashtune.records import Prompt
 
 RUBRIC_TOKENS = 100
@@ -47,7 +47,7 @@ class Bill:
     """Means for one candidate set, or for one answer of a remote teacher: calls to one engine and their tokens. ``worst_*``
     is what a budget reserves: every byte of the prompt a token, every reply of full length."""
 
-    engine: EngineSection
+    engine: EngineSection | HostedSection
     calls: float
     prompt_tokens: float
     completion_tokens: float
@@ -125,7 +125,7 @@ def _rubric(section: recipe.RubricOracle, students: int, teachers: int, texts: T
     share = REPAIR_SHARE if repairs else 0.0
     more = longest + section.max_tokens * WORST_BYTES_PER_TOKEN + len(rubric.REPAIR) + 2 * TOKENS_PER_MESSAGE
     return Bill(
-        section.engine,
+        section.asked,
         calls=1 + share,
         prompt_tokens=prompt + share * (prompt + reply + texts.lengths.text(rubric.REPAIR)),
         completion_tokens=reply * (1 + share),
@@ -138,7 +138,7 @@ def _compact(section: recipe.CompactOracle, students: int, teachers: int, texts:
     prompt, longest = texts.size(compact.render, students, teachers)
     replies = 1 if section.use == "logprobs" else section.replies
     reply = min(section.max_tokens, COMPACT_TOKENS[0] + COMPACT_TOKENS[1] * (students + teachers))
-    one = Bill(section.engine, 1, prompt, reply * replies, longest, section.max_tokens * replies)
+    one = Bill(section.asked, 1, prompt, reply * replies, longest, section.max_tokens * replies)
     return one.times(section.orders, section.orders)
 
 
@@ -151,7 +151,7 @@ def _pairwise(section: recipe.PairwiseOracle, students: int, teachers: int, text
     for duels, sides in ((mixed, (1, 1)), (among if section.pairs == "all" else 0, (2, 0))):
         if duels:
             prompt, longest = texts.size(_render_duel, *sides)
-            one = Bill(section.engine, 1, prompt, reply * replies, longest, section.max_tokens * replies)
+            one = Bill(section.asked, 1, prompt, reply * replies, longest, section.max_tokens * replies)
             found.append(one.times(2 * duels, 2 * duels))
     return found
 

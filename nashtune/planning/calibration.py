@@ -30,8 +30,8 @@ from nashtune.run import Run
 from nashtune.sampling.role import Sampler
 from nashtune.scale.local import Facts, LocalEngine, Unit
 from nashtune.seeds import canonical_json, content_hash
+from nashtune.stages.local_judge import is_local
 from nashtune.stages.sampling import Scorer
-from nashtune.stages.streaming import LOCAL
 from nashtune.stages.training import job_without_pairs
 from nashtune.stages.training_order import PairTokens
 from nashtune.stages.work import finish, policy_of, resources_of
@@ -205,9 +205,9 @@ def _judge(
     """Seconds for each candidate where judging is free and waits for nobody, those of opening such a judge, and the judged
     sets: the first k answers with the teacher's, the best of the others, where the recipe has such a teacher."""
     section, k = run.recipe.judge(validation=False), run.recipe.sampling.k
-    free = (recipe_sections.RulesOracle, recipe_sections.ScriptedOracle, *LOCAL)
+    free = (recipe_sections.RulesOracle, recipe_sections.ScriptedOracle)
     joined = (recipe_sections.PanelOracle, recipe_sections.CascadeOracle)
-    if section is None or not all(isinstance(part, (*free, *joined)) for part in parts_of(section)):
+    if section is None or not all(is_local(part) or isinstance(part, (*free, *joined)) for part in parts_of(section)):
         return None, 0.0, []
     answers: dict[str, list[Response]] = {prompt.id: [] for prompt in prompts}
     for response in responses:

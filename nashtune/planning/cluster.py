@@ -81,8 +81,6 @@ class Cluster:
             raise PlanError(
                 f"--train-gpus {self.train_gpus}; accepted: at most the {self.total_gpus} GPUs of all nodes"
             )
-        if (self.judge_gpus is None) != (self.judge_parameters is None):
-            raise PlanError("--judge-gpus and --judge-parameters (billions of weights) go together; one is missing")
         if self.judge_gpus is not None and (self.judge_tpm is not None or self.judge_rpm is not None):
             raise PlanError(
                 "--judge-gpus: a judge of your own has no --judge-tpm or --judge-rpm; accepted: one or the other"

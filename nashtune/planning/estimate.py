@@ -7,6 +7,7 @@ from functools import cached_property
 
 from nashtune import recipe as settings
 from nashtune.judging.prices import find_price
+from nashtune.judging.registry import hosted_in
 from nashtune.planning.bills import (
     REPAIR_SHARE,
     RUBRIC_TOKENS,
@@ -26,7 +27,7 @@ from nashtune.planning.opened import loads
 from nashtune.planning.start import Start
 from nashtune.planning.unit_size import unit_advice
 from nashtune.planning.work import Work
-from nashtune.recipe import BestOfN, Recipe, RemoteTeacher
+from nashtune.recipe import BestOfN, EngineSection, Recipe, RemoteTeacher
 from nashtune.records import Prompt
 from nashtune.summaries import AVERAGE
 
@@ -327,7 +328,11 @@ class Estimator:
             sampling = self.recipe.sampling
             models = 2 if sampling.mixture else 1
             found.append(unit_advice(m.times, max(self.work.parts), sampling.k, sampling.unit_prompts, models))
-        if self.set_bills or self.recipe.teacher.kind == "remote":
+        if hosts := [host.model for oracle in self.recipe.oracles for host in hosted_in(oracle)]:
+            found.append(
+                f"{', '.join(dict.fromkeys(hosts))}: hosted, no dollars a token; its time is that of one's own machines"
+            )
+        if any(isinstance(b.engine, EngineSection) for b in self.set_bills) or self.recipe.teacher.kind == "remote":
             found += [MONEY_RESTS_ON, WORST_MEANS]
         return found
 
@@ -335,7 +340,7 @@ class Estimator:
 def _paid_row(t: int, stage: str, items: int, bills: list[Bill], seconds: float | None) -> Row:
     engine = bills[0].engine
     plain, batch = find_price(engine), find_price(engine, batch=True)
-    price = batch if engine.batch else plain
+    price = batch if isinstance(engine, EngineSection) and engine.batch else plain
     prompt, completion = sum(b.prompt_tokens for b in bills), sum(b.completion_tokens for b in bills)
     worst = price.cost(sum(b.worst_prompt for b in bills), sum(b.worst_completion for b in bills))
     return Row(

@@ -30,10 +30,15 @@ def policy_size(recipe: Recipe, cluster: Cluster, folder: Path | None) -> Size:
         return Size(cluster.parameters * 1e9, Figure(name, cluster.parameters, "billions", "given", "--parameters"))
     if folder is not None and (found := count_parameters(folder)):
         return Size(found, Figure(name, found / 1e9, "billions", "measured", "counted in the model's files"))
-    if match := SIZE.search(recipe.policy.model.split("/")[-1]):
-        value = float(match[1]) * (1 if match[2] in "bB" else 1e-3)
-        return Size(value * 1e9, Figure(name, value, "billions", "recipe", f"the name {recipe.policy.model}"))
+    if (named := size_in(recipe.policy.model)) is not None:
+        return Size(named, Figure(name, named / 1e9, "billions", "recipe", f"the name {recipe.policy.model}"))
     raise PlanError(
         f"policy.model {recipe.policy.model!r} is not on this machine and its name tells no size; accepted: --parameters "
         "BILLIONS"
     )
+
+
+def size_in(name: str) -> float | None:
+    """Weights of a model as its name tells them ("Mistral-7B-Instruct", "smol-135M"); None where it does not."""
+    match = SIZE.search(name.split("/")[-1])
+    return float(match[1]) * (1e9 if match[2] in "bB" else 1e6) if match else None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nashtune.errors import PlanError
-from nashtune.judging.registry import parts_of
+from nashtune.judging.registry import hosted_in, parts_of
 from nashtune.planning.advice import advise
 from nashtune.planning.budget import Budget, budget_of, spending
 from nashtune.planning.calibration import as_measured, calibrate
@@ -188,7 +188,8 @@ class _Setting:
                   if (engine := getattr(part, "engine", None)) is not None}  # fmt: skip
         others = [*suites, recipe.teacher.engine] if isinstance(recipe.teacher, RemoteTeacher) else suites
         elsewhere = {engine.model for engine in others} - judges
-        return Limits(cluster, cluster.hardware(), [*paid_engines(recipe), *suites], elsewhere)
+        hosts = [host for oracle in recipe.oracles for host in hosted_in(oracle)]
+        return Limits(cluster, cluster.hardware(), [*paid_engines(recipe), *suites], elsewhere, hosts)
 
     def stages(self, cluster: Cluster) -> list[Stage]:
         machines = self.machines(cluster)
@@ -217,7 +218,7 @@ class _Setting:
         train = cluster.train_gpus or cluster.total_gpus
         usd = price(gpu, cluster.price).value
         return Costs(
-            cluster.total_gpus, train, engine_gpus(self.recipe), cluster.judge_gpus or 0, usd, cluster.keep_gpus
+            cluster.total_gpus, train, engine_gpus(self.recipe), self.limits(cluster).judge_gpus, usd, cluster.keep_gpus
         )
 
     def figures(self, trials: int) -> list[Figure]:
@@ -251,5 +252,6 @@ class _Setting:
         if gpu is None:
             workers = self.recipe.scale.workers
             return f"{nodes} like this machine, {workers} worker{'s' if workers > 1 else ''} each"
-        own = f", and {cluster.judge_gpus} of the same type for the judge" if cluster.judge_gpus else ""
+        serving = self.limits(cluster).judge_gpus
+        own = f", and {serving} of the same type for the judge" if serving else ""
         return f"{nodes} with {cluster.gpus} {gpu.name} each{own}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
-from nashtune.judging.registry import parts_of
+from nashtune.judging.registry import hosted_in, parts_of
 from nashtune.planning.estimate import START, Estimator, Row
 from nashtune.planning.limits import Limits
 from nashtune.planning.opened import loads
@@ -15,7 +15,8 @@ from nashtune.planning.rates import Rates
 from nashtune.planning.simulate import Calls, Preparing, Units, Work
 from nashtune.recipe import BestOfN, Oracle
 from nashtune.run import Run
-from nashtune.stages.streaming import LOCAL, judges_alongside
+from nashtune.stages.local_judge import LOCAL, own_workers
+from nashtune.stages.streaming import judges_alongside
 from nashtune.summaries import AVERAGE
 
 SCORING = ("kl-scores", "kl-scores-previous")
@@ -109,16 +110,27 @@ class Workload:
 
     def _calls(self, t: int, name: str, rows: Sequence[Row]) -> Calls:
         prompts, size = rows[0].items, self.recipe.sampling.unit_prompts
-        pace = self.limits.pace([row for row in rows if row.model])
+        rows = [row for row in rows if row.model]
+        pace = self.limits.pace(rows)
         judge = self._judge(name)
         here, start = self._here(t, name, judge) if judge is not None else (0.0, 0.0)
+        local = here > 0 or self.limits.in_turn(rows)
+        start = max(start, self.limits.load(rows))
         if here and not pace.seconds:
             pace = replace(pace, binding="this judge computes on the nodes")
         number = -(-prompts // size)
         last = prompts - (number - 1) * size if number else 0
         each = pace.seconds + here
         return Calls(
-            name, number, each * size, each * last, pace.latency, pace.binding, self._alongside(name), here > 0, start
+            name,
+            number,
+            each * size,
+            each * last,
+            pace.latency,
+            pace.binding,
+            self._alongside(name) and not here,  # on the sampler's own processors, nothing is gained side by side
+            local,
+            start,
         )
 
     def _alongside(self, name: str) -> bool:
@@ -138,7 +150,8 @@ class Workload:
         over the engines, where they are not the processes of one machine; rules are read by the run's own process."""
         model = any(isinstance(part, LOCAL) for part in parts_of(judge))
         each = self.rates.candidate(model) * self._candidates(t, name)
-        spread = self.engines if model and self.recipe.scale.engine == "ray" else 1
+        in_units = bool(hosted_in(judge)) or (model and self.recipe.scale.engine == "ray")
+        spread = (own_workers(judge) or self.engines) if in_units else 1
         return each / spread, self.rates.judge_start(model) if each else 0.0
 
     def _candidates(self, t: int, name: str) -> int:

@@ -21,6 +21,7 @@ from nashtune.recipe.evaluation import (
 )
 from nashtune.recipe.evaluation_file import EvaluationFile
 from nashtune.recipe.harness import OPEN_LLM, HarnessTask
+from nashtune.recipe.hosted import Asking, HostedSection, HostedVllm
 from nashtune.recipe.launch import LaunchSection
 from nashtune.recipe.loading import load_oracle, load_recipe, parse_evaluation, parse_recipe
 from nashtune.recipe.methods import METHODS, Method
@@ -55,9 +56,9 @@ from nashtune.recipe.sections import (
     ScaleSection,
     TrainSection,
     ValidateSection,
-    VllmSection,
 )
 from nashtune.recipe.teachers import BestOfN, ColumnTeacher, NoTeacher, RemoteTeacher, ScriptedTeacher, Teacher
+from nashtune.recipe.vllm import VllmProcessSection, VllmSection
 
 __all__ = [
     "ADDED",
@@ -67,6 +68,7 @@ __all__ = [
     "SUITE_SECTIONS",
     "AlpacaEvalSection",
     "ArenaHardSection",
+    "Asking",
     "BestOfN",
     "BudgetSection",
     "CascadeOracle",
@@ -82,6 +84,8 @@ __all__ = [
     "HarnessSection",
     "HarnessTask",
     "HealthSection",
+    "HostedSection",
+    "HostedVllm",
     "IfBenchSection",
     "IfEvalSection",
     "InstructionSection",
@@ -122,6 +126,7 @@ __all__ = [
     "TrainSection",
     "ValidateSection",
     "ValidationSplit",
+    "VllmProcessSection",
     "VllmSection",
     "identity",
     "load_oracle",

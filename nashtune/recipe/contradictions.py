@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from nashtune.recipe.cluster import not_read, ray_problems, vllm_problems
 from nashtune.recipe.evaluation import evaluation_problems
+from nashtune.recipe.hosted import hosted_contradictions, workers_contradictions
 from nashtune.recipe.methods import METHODS
 from nashtune.recipe.oracles import CascadeOracle, CompactOracle, Oracle, PairwiseOracle, PanelOracle
 from nashtune.recipe.teachers import RemoteTeacher
@@ -110,6 +111,8 @@ def _stages(recipe: Recipe) -> list[str]:
 
 def oracle_contradictions(oracles: Iterable[Oracle]) -> Iterator[str]:
     """What the judges' own settings ask of each other."""
+    for oracle in (oracles := tuple(oracles)):
+        yield from hosted_contradictions(_parts(oracle))
     for part in (part for oracle in oracles for part in _parts(oracle)):
         if isinstance(part, PanelOracle) and part.quorum > len(part.members):
             yield (
@@ -249,6 +252,8 @@ def _launcher(scale: ScaleSection) -> Iterator[str]:
 def _cluster(recipe: Recipe) -> Iterator[str]:
     """What the engine of work units asks of its settings, and of those that it does not read."""
     scale, vllm = recipe.scale, recipe.sampling.vllm
+    for oracle in recipe.oracles:
+        yield from workers_contradictions(list(_parts(oracle)), scale)
     if scale.engine == "local":
         yield from not_read(scale.ray, {"address"} if scale.launcher == "ray" else ())  # ranks join that cluster, too
         return

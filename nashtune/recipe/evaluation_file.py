@@ -10,7 +10,8 @@ from pydantic import Field, model_validator
 from nashtune.recipe.base import NEUTRAL, Section
 from nashtune.recipe.cluster import EvaluationScale, not_read, ray_problems, vllm_problems
 from nashtune.recipe.evaluation import SuiteSettings, evaluation_problems, set_fields
-from nashtune.recipe.sections import SamplingSection, VllmSection
+from nashtune.recipe.sections import SamplingSection
+from nashtune.recipe.vllm import VllmSection
 
 
 class EvaluationFile(Section):

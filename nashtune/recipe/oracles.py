@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from nashtune.recipe.base import ADDED, NEUTRAL, Rate, Section
-from nashtune.recipe.engine import EngineSection
+from nashtune.recipe.hosted import Asking
 
 
 class Guard(Section):
@@ -36,12 +36,10 @@ class RulesOracle(Section):
     guard: Guard = Guard()
 
 
-class RubricOracle(Section):
+class RubricOracle(Asking):
     """The paper's judge: one call shows all candidates side by side, additive 6-point rubric, JSON answer."""
 
     kind: Literal["rubric"]
-    engine: EngineSection
-    """Where the judge answers."""
     temperature: float | None = Field(default=0.0, ge=0)
     """Sampling temperature of the judge; null leaves it to the server (reasoning models take no other)."""
     max_tokens: int = Field(default=2048, ge=16)
@@ -50,12 +48,10 @@ class RubricOracle(Section):
     """Times an unusable reply is asked to be repaired before it is kept as unusable."""
 
 
-class CompactOracle(Section):
+class CompactOracle(Asking):
     """The rubric without justifications: scores only, averaged over several replies or read off log-probs."""
 
     kind: Literal["compact"]
-    engine: EngineSection
-    """Where the judge answers."""
     use: Literal["replies", "logprobs"] = "replies"
     """replies: the mean of sampled scores; logprobs: the expected score at each place of one greedy reply."""
     orders: int = Field(default=1, ge=1)
@@ -68,12 +64,10 @@ class CompactOracle(Section):
     """Longest reply of the judge (tokens)."""
 
 
-class PairwiseOracle(Section):
+class PairwiseOracle(Asking):
     """Two answers at a time, in both orders; gives P(i beats j), with which preferences may be cyclic."""
 
     kind: Literal["pairwise"]
-    engine: EngineSection
-    """Where the judge answers."""
     use: Literal["replies", "logprobs"] = "replies"
     """replies: the share of sampled verdicts; logprobs: P of the verdict's token in one greedy reply."""
     pairs: Literal["all", "teacher"] = "all"

@@ -11,6 +11,7 @@ from nashtune.recipe.cluster import RaySection
 from nashtune.recipe.launch import LaunchSection
 from nashtune.recipe.oracles import Oracle
 from nashtune.recipe.store_url import StoreUrl
+from nashtune.recipe.vllm import VllmSection
 
 
 class PolicySection(Section):
@@ -36,39 +37,6 @@ class DefectsSection(Section):
     """Samples that reached max_new_tokens without ending are defective."""
     language: str | None = None
     """ISO 639-1 code; samples detected as another language are defective. null does not look."""
-
-
-class VllmSection(Section):
-    """How vLLM runs, where `sampling.engine` is vllm. One engine per `scale.workers`, each with its own devices."""
-
-    python: str | None = Field(default=None, json_schema_extra=NEUTRAL)
-    """The Python interpreter of the environment that has vLLM, whose pins differ from nashtune's; null takes
-    $NASHTUNE_VLLM_PYTHON, else the interpreter that runs nashtune."""
-    adapters: Literal["merged", "served"] = "merged"
-    """With `train.lora`: merged loads each policy's merged weights; served keeps the weights of the initial policy and swaps
-    adapters on top of them, which rounds otherwise. Ranks add up over the iterations, to at most 512."""
-    tensor_parallel: int = Field(default=1, ge=1, json_schema_extra=NEUTRAL)
-    """GPUs (on CPUs: processes) that one engine is spread over."""
-    gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1, json_schema_extra=NEUTRAL)
-    """Share of each GPU's memory that vLLM takes while it samples."""
-    max_model_len: int | None = Field(default=None, ge=16, json_schema_extra=NEUTRAL)
-    """Most tokens of prompt and answer together; null takes prompts.max_prompt_tokens + sampling.max_new_tokens."""
-    max_num_seqs: int | None = Field(default=None, ge=1, json_schema_extra=NEUTRAL)
-    """Answers computed together; null leaves it to vLLM. A work unit's answers (unit_prompts x k) are all there is to compute
-    at once, so large GPUs want a larger sampling.unit_prompts."""
-    enforce_eager: bool = Field(default=False, json_schema_extra=NEUTRAL)
-    """Neither compile the model nor capture CUDA graphs: starts sooner, samples slower."""
-    between_stages: Literal["sleep", "stop"] = Field(default="sleep", json_schema_extra=NEUTRAL)
-    """While something else needs the memory: sleep gives back the GPU's and keeps the process (on CPUs vLLM cannot, and keeps
-    its memory); stop ends the process, and the next iteration starts it again."""
-    check: bool = Field(default=True, json_schema_extra=NEUTRAL)
-    """Compare log-probs of a short text with a plain forward pass each time a policy is loaded, and stop where they differ by
-    more than rounding; costs loading the policy once more."""
-    cpu_kv_cache_gb: int = Field(default=2, ge=1, json_schema_extra=NEUTRAL)
-    """Memory for keys and values on CPUs (GiB); GPUs do not read it."""
-    cpu_cores: tuple[int, ...] | None = Field(default=None, json_schema_extra=NEUTRAL)
-    """Numbers of the cores that vLLM's threads are bound to on CPUs, in equal parts for scale.workers and tensor_parallel;
-    null binds none."""
 
 
 class SamplingSection(Section):

@@ -126,7 +126,7 @@ def _base_name(model: str) -> str:
 def _oracle(oracle: Mapping[str, Any]) -> str:
     if oracle["kind"] == "rules":
         return "verifiable rules with a quality guard"
-    judge = oracle.get("engine", {}).get("model")
+    judge = (oracle.get("engine") or oracle.get("hosted") or {}).get("model")
     return f"the `{oracle['kind']}` oracle" + (f" (`{judge}`)" if judge else "")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,6 +18,8 @@ class SamplingParams:
     top_k: int = 0
     max_new_tokens: int = 512
     stop_token_ids: tuple[int, ...] = ()
+    top_logprobs: int = 0
+    """Most probable tokens told at each place, with their log-probs; 0 tells none. vLLM only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,8 @@ class Request:
 @dataclass(frozen=True, slots=True)
 class Completion:
     """Answer number ``k`` to a request. ``logprob`` is the sum over ``token_ids`` of log p under the untempered policy
-    (nats), None where the engine cannot tell; ``token_ids`` include a sampled end token."""
+    (nats), None where the engine cannot tell; ``token_ids`` include a sampled end token. ``top_logprobs``, where asked for: at
+    each token the most probable ones and the sampled one, with their log-probs."""
 
     prompt_id: str
     k: int
@@ -44,6 +47,7 @@ class Completion:
     token_ids: tuple[int, ...]
     finish: Finish
     logprob: float | None = None
+    top_logprobs: tuple[Mapping[int, float], ...] = ()
 
 
 class Engine(Protocol):

@@ -110,6 +110,8 @@ class NativeEngine:
         Raises SamplingError on a bad request or setting, before anything is sampled, and on logits that are not finite.
         """
         check_params(params)
+        if params.top_logprobs:
+            raise SamplingError(f"top_logprobs: {params.top_logprobs}; accepted by the native engine: 0")
         self._check_requests(requests, params)
         yield from Decoding(self, requests, params).completions()
 

@@ -21,7 +21,7 @@ __all__ = ["Facts", "LocalEngine", "Reopening", "Resting", "Role", "Unit"]
 class LocalEngine:
     """Runs units; with ``workers`` > 1, in that many processes with cores/workers threads each, kept until ``close``.
     ``preload`` names a module that they import as they start. ``environments``: further variables of each worker process,
-    as the devices it sees; where given and ``workers`` > 1, no unit runs in this process, which has no share of its own."""
+    as the devices it sees; where given, no unit runs in this process, which has no share of its own."""
 
     def __init__(
         self, workers: int = 1, preload: str | None = None, environments: Sequence[Mapping[str, str]] | None = None
@@ -35,7 +35,7 @@ class LocalEngine:
     def run(self, role: Role, units: Sequence[Unit]) -> Iterator[tuple[Unit, Facts]]:
         """Do the units that are not committed yet, yielding each as it ends (any order)."""
         todo = undone(units)
-        if self.workers == 1 or len(todo) < (1 if self._environments else 2):
+        if self._environments is None and (self.workers == 1 or len(todo) < 2):
             for unit in todo:
                 yield unit, self._here.work(role, unit)
         else:
@@ -43,7 +43,8 @@ class LocalEngine:
 
     def start(self) -> None:
         """Have the worker processes load their libraries while the caller does something else."""
-        while self.workers > 1 and len(self._pool) < self.workers:
+        alone = self.workers == 1 and self._environments is None
+        while not alone and len(self._pool) < self.workers:
             extra = self._environments[len(self._pool)] if self._environments else {}
             self._pool.append(_Worker(max(1, (os.cpu_count() or 1) // self.workers), self._preload, extra))
 

@@ -20,7 +20,7 @@ from nashtune.run import Run
 from nashtune.seeds import seed_for
 from nashtune.stages.candidates import Candidate, Candidates
 from nashtune.stages.endpoints import check_endpoints
-from nashtune.stages.work import finish, once, oracle_identity, resources_of, stage_units
+from nashtune.stages.work import finish, make_room, once, oracle_identity, resources_of, stage_units
 from nashtune.store import tables
 from nashtune.store.files import create_once
 from nashtune.store.objects import is_there
@@ -41,6 +41,7 @@ def judge_anchors(run: Run, iteration: int, first: Candidates) -> None:
 
     def ask() -> dict[str, Any]:
         check_endpoints(run, iteration, section)
+        make_room(run, section)
         sets = list(islice(first, count))
         with (
             stage.clock() as tick,

@@ -8,20 +8,22 @@ from typing import Any
 
 from nashtune import recipe
 from nashtune.judging.oracle import Oracle
-from nashtune.judging.registry import open_oracle, parts_of, wants_all_at_once
+from nashtune.judging.registry import hosted_in, open_oracle, parts_of, wants_all_at_once
 from nashtune.judging.teacher_wins import TeacherWins
-from nashtune.records import Judgment, Policy
+from nashtune.records import Judgment
 from nashtune.run import Run
+from nashtune.scale.claims import close_stage
 from nashtune.scale.local import Unit
 from nashtune.stage import Stage
 from nashtune.stages.candidates import Candidates, Judgments, Units
 from nashtune.stages.endpoints import check_endpoints
 from nashtune.stages.health import health_of, stop_on_alarm
-from nashtune.stages.local_judge import LocalJudge, computes, judge_sets
+from nashtune.stages.judge_workers import engine_seconds, judge_role, judge_workers, judges_in_units
+from nashtune.stages.local_judge import judge_sets
 from nashtune.stages.work import (
     engine_of,
     finish,
-    judging_policy,
+    make_room,
     once,
     oracle_identity,
     resources_of,
@@ -31,7 +33,7 @@ from nashtune.stages.work import (
 )
 from nashtune.store import tables
 from nashtune.store.files import create_once
-from nashtune.store.objects import undone
+from nashtune.store.objects import absent, undone
 from nashtune.summaries import called
 from nashtune.together import together
 
@@ -73,12 +75,12 @@ def _judge_all(run: Run, stage: Stage, candidates: Candidates, units: Units) -> 
     todo = undone(work)
     section = run.recipe.judge(validation=candidates.validation)
     title = f"{called(candidates.iteration)}: {stage.name}"
-    if section is not None and computes(section) and run.recipe.scale.engine == "ray":
-        role = LocalJudge(section, candidates, self_judge(run, section, candidates.iteration), run.recipe.seed)
-        redone = run_units(run, title, stage, role, part, units)
-        return judgment_facts(run, Judgments(candidates, units)) | redone
+    if section is not None and judges_in_units(run, section):
+        done_in_units = _judge_in_units(run, title, stage, section, candidates, units)
+        return judgment_facts(run, Judgments(candidates, units)) | done_in_units
     if todo:
         check_endpoints(run, candidates.iteration, section)
+        make_room(run, section)
         if section is not None and any(is_waited_for(inner) for inner in parts_of(section)):
             engine_of(run).pause()
     with stage.clock() as tick, unit_progress(title, work, part) as advance:
@@ -96,17 +98,34 @@ def _judge_all(run: Run, stage: Stage, candidates: Candidates, units: Units) -> 
     return judgment_facts(run, Judgments(candidates, units))
 
 
-def self_judge(run: Run, section: recipe.Oracle, iteration: int) -> Policy | None:
-    """The policy that judges itself, where one does."""
-    own = any(isinstance(part, recipe.SelfOracle) for part in parts_of(section))
-    return judging_policy(run, iteration) if own else None
+def _judge_in_units(
+    run: Run, title: str, stage: Stage, section: recipe.Oracle, candidates: Candidates, units: Units
+) -> dict[str, Any]:
+    """What is left of the units, by the judge's workers; where those are its own, the sampler makes room first."""
+    facts: dict[str, float] = {}
+    if any(absent([units.file(index) for index in range(candidates.part.units)])):
+        workers = judge_workers(run, section)
+        own = workers is not engine_of(run)
+        if own:
+            engine_of(run).release()
+        try:
+            role = judge_role(run, section, candidates)
+            facts = run_units(run, title, stage, role, candidates.part, units, workers=workers)
+        finally:
+            if own:
+                workers.release()
+    else:  # done beside the sampler, together with what the trainer may have begun
+        facts["units_redone"] = close_stage(stage.folder)
+    if hosted_in(section):
+        facts["engine_seconds"] = round(facts.get("engine_seconds", 0.0) + (run.take(engine_seconds(stage)) or 0.0), 3)
+    return facts
 
 
 def is_waited_for(part: recipe.Oracle) -> bool:
     """Whether somebody else does the work of judging."""
     if isinstance(part, recipe.ScriptedOracle):
         return part.latency_s > 0
-    return hasattr(part, "engine") or isinstance(part, recipe.PeopleOracle)
+    return isinstance(part, recipe.PeopleOracle) or (isinstance(part, recipe.Asking) and part.engine is not None)
 
 
 async def judge_units(

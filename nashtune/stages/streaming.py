@@ -7,16 +7,21 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 
 from nashtune.judging.registry import judges_in_batches, parts_of
 from nashtune.progress import progress
 from nashtune.run import Run
+from nashtune.scale.claims import open_stage
 from nashtune.scale.local import Unit
+from nashtune.scale.units import Role, WorkEngine
+from nashtune.stage import Stage
 from nashtune.stages.ahead import Ahead
 from nashtune.stages.candidates import Candidates, Judgments
 from nashtune.stages.endpoints import check_endpoints
+from nashtune.stages.judge_workers import engine_seconds, judge_role, judge_workers, judges_in_units
 from nashtune.stages.judging import is_waited_for, judge_stage, judge_units
-from nashtune.stages.local_judge import LOCAL
+from nashtune.stages.local_judge import is_local, own_workers
 from nashtune.stages.work import engine_of
 from nashtune.store.files import files_in
 from nashtune.store.objects import absent, on_store, undone
@@ -42,7 +47,7 @@ def judged_alongside(run: Run, candidates: Candidates) -> Iterator[Watch]:
         return
     check_endpoints(run, candidates.iteration, run.recipe.judge(validation=candidates.validation))
     judging = _Alongside(run, candidates)
-    judging.thread.start()
+    judging.start()
     try:
         yield judging.watch
         judging.follow()
@@ -63,13 +68,15 @@ def _worthwhile(run: Run, candidates: Candidates) -> bool:
 
 
 def judges_alongside(run: Run, *, validation: bool) -> bool:
-    """Whether the judge mostly waits for a server, so that it can work beside the sampler."""
+    """Whether the judge mostly waits for a server, or has workers to itself, so that it can work beside the sampler."""
     section = run.recipe.judge(validation=validation)
     if section is None or not run.recipe.scale.overlap:
         return False
+    if judges_in_units(run, section) and own_workers(section) is not None:
+        return True
     parts = list(parts_of(section))
     served = any(is_waited_for(part) for part in parts)
-    served &= not any(isinstance(part, LOCAL) for part in parts)
+    served &= not any(map(is_local, parts))
     served &= not judges_in_batches(section)  # one batch of all is better than one for each unit
     return served
 
@@ -106,6 +113,15 @@ class Arriving:
     def give_back(self, unit: Unit) -> None:
         self._here.appendleft(unit)
 
+    async def all_here(self) -> list[Unit]:
+        """Every unit whose answers are there, at least one; none after the last."""
+        first = await self.next()
+        if first is None:
+            return []
+        found = [first, *self._here]
+        self._here.clear()
+        return found
+
     def _look(self) -> None:
         """One listing of each folder, however many units there are."""
         there = [{file.name for file in files_in(units.folder, "*.parquet")} for units in self._groups]
@@ -123,7 +139,17 @@ class _Alongside:
         self.abandoned = threading.Event()
         self.error: Exception | None = None
         self.judged = 0
+        self.workers: WorkEngine | None = None
+        self.role: Role | None = None
+        section = run.recipe.judge(validation=candidates.validation)
+        if section is not None and judges_in_units(run, section):
+            self.workers, self.role = judge_workers(run, section), judge_role(run, section, candidates)
         self.thread = threading.Thread(target=self._work, name="judge", daemon=True)
+
+    def start(self) -> None:
+        if self.workers is not None:
+            self.workers.start()
+        self.thread.start()
 
     def watch(self) -> str:
         if self.error is not None:
@@ -146,6 +172,8 @@ class _Alongside:
                 if not busy:
                     self.thread.join(POLL_SECONDS)
             advance(self.judged - shown, "")
+        if self.workers is not None:
+            self.workers.release()
         if self.ahead is not None and self.error is None:
             self.ahead.leave()
 
@@ -171,4 +199,22 @@ class _Alongside:
                 self.judged += count
                 tick()
 
-            await judge_units(self.run, self.candidates, len(arriving), arriving.next, done)
+            if self.workers is None or self.role is None:
+                await judge_units(self.run, self.candidates, len(arriving), arriving.next, done)
+            else:
+                await self._judge_on(self.workers, self.role, stage, arriving, done)
+
+    async def _judge_on(
+        self, workers: WorkEngine, role: Role, stage: Stage, arriving: Arriving, done: Callable[[int], None]
+    ) -> None:
+        """Give the judge's own workers what is there, again and again. Between two rounds those that are done first wait for the
+        last one's unit; the more the judge lags behind, the longer its rounds are."""
+        open_stage(stage.folder, self.candidates.part.units, stage.names())
+        seconds = 0.0
+        while units := await arriving.all_here():
+            for _, facts in workers.run(role, [replace(unit, stage=stage.folder) for unit in units]):
+                seconds += facts.get("engine_seconds", 0.0)
+                done(int(facts.get("prompts", 0)))
+                if self.abandoned.is_set():
+                    raise _Abandoned
+        self.run.leave(engine_seconds(stage), seconds)

@@ -25,6 +25,7 @@ from nashtune.stages.work import (
     finish,
     initial_fingerprint,
     ledger_of,
+    make_room,
     once,
     oracle_identity,
     payer_of,
@@ -80,6 +81,7 @@ def teacher_group(run: Run, iteration: int, name: str, part: PromptPart) -> Grou
     def teach() -> dict[str, Any]:
         if source is not None:
             check_endpoints(run, iteration, run.recipe.oracle)
+            make_room(run, run.recipe.oracle)
         return finish(_teach(run, iteration, stage, part, units, source))
 
     once(stage, inputs, teach)

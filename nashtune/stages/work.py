@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import signal
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -84,7 +85,23 @@ def warm_up(run: Run) -> None:
             from nashtune.sampling.on_vllm.place import check_installed
 
             check_installed(run.recipe.sampling)
+        for oracle in run.recipe.oracles:
+            check_hosted(run, oracle)
         engine_of(run).start()
+
+
+def check_hosted(run: Run, oracle: Oracle) -> None:
+    """Find the models that an oracle has hosted, and vLLM where it runs them. Raises OracleError, SamplingError."""
+    from nashtune.judging.registry import hosted_in
+
+    hosts = hosted_in(oracle)
+    if hosts:
+        hosted_weights(run, oracle)
+    if any(host.engine == "vllm" for host in hosts):
+        from nashtune.sampling.on_vllm.place import check_installed
+
+        for host in hosts:
+            check_installed(host)
 
 
 def policy_of(run: Run, iteration: int) -> Policy:
@@ -146,12 +163,35 @@ def resources_of(run: Run, iteration: int) -> Resources:
 
 
 def oracle_identity(run: Run, section: Oracle, iteration: int) -> Any:
-    """What decides the verdicts of an oracle that judges in ``iteration``: its settings, and the policy where that judges."""
-    from nashtune.judging.registry import parts_of
+    """What decides the verdicts of an oracle that judges in ``iteration``: its settings, and the weights of the policy where
+    that judges, and of the models that are hosted for it."""
+    from nashtune.judging.registry import hosted_in, parts_of
 
+    weights = []
     if any(isinstance(part, SelfOracle) for part in parts_of(section)):
-        return [identity(section), judging_policy(run, iteration).fingerprint]
-    return identity(section)
+        weights.append(judging_policy(run, iteration).fingerprint)
+    if hosted_in(section):
+        weights += hosted_weights(run, section)
+    return [identity(section), *weights] if weights else identity(section)
+
+
+def hosted_weights(run: Run, section: Oracle) -> tuple[str, ...]:
+    """Fingerprints of the models that an oracle has hosted."""
+    from nashtune.judging.hosted import find_hosted
+    from nashtune.judging.registry import hosted_in
+
+    return tuple(
+        run.resource(f"hosted {host.model} {host.revision}", lambda host=host: find_hosted(host)).fingerprint
+        for host in hosted_in(section)
+    )
+
+
+def make_room(run: Run, section: Oracle | None) -> None:
+    """Before this process hosts a judge's models: the sampler gives its memory back."""
+    from nashtune.judging.registry import hosted_in
+
+    if hosted_in(section):
+        engine_of(run).release()
 
 
 def initial_fingerprint(run: Run) -> str:
@@ -168,11 +208,13 @@ def run_units(
     units: Units,
     beside: Units | None = None,
     watch: Callable[[], str] = str,
+    workers: WorkEngine | None = None,
 ) -> dict[str, float]:
-    """Do a stage's units on the run's engine; ``beside`` gives each unit the object of another stage as second input.
-    ``watch`` is called after each unit; it returns a note for the progress line, and what it raises ends the stage. Returns
-    for the stage's facts how many units were lost with a worker and done again, and the seconds before the first unit began,
-    in which workers start and load, where this call did any that tells its own."""
+    """Do a stage's units on the run's engine, or on other ``workers``; ``beside`` gives each unit the object of another
+    stage as second input. ``watch`` is called after each unit; it returns a note for the progress line, and what it raises ends
+    the stage. Returns, for the stage's facts, how many units were lost with a worker and done again, the seconds before the
+    first unit began, in which workers start and load, where this call did any that tells its own, and the seconds of engines
+    where the role tells them."""
     work = [
         Unit(index, part.file, units.file(index), beside.file(index) if beside else None, stage.folder)
         for index in range(part.units)
@@ -182,14 +224,17 @@ def run_units(
     run.take(HEAD_START)  # a model that nobody came for; another is about to be loaded
     with stage.clock() as tick, unit_progress(title, work, part) as advance:
         tokens, began = 0.0, None
-        for _, facts in engine_of(run).run(role, work):
+        engines: list[float] = []
+        for _, facts in (workers or engine_of(run)).run(role, work):
             tokens += facts.get("tokens", 0)
+            engines += [facts["engine_seconds"]] if "engine_seconds" in facts else []
             if began is None and "seconds" in facts:
                 began = max(0.0, tick.elapsed - facts["seconds"])
             tick()
             rate = f"{tokens / max(tick.elapsed, 1e-9):.0f} tokens/s" if tokens else ""
             advance(int(facts.get("prompts", usual)), ", ".join(filter(None, (rate, watch()))))
     told = {} if began is None else {"start_seconds": round(began, 3)}
+    told |= {"engine_seconds": math.fsum(engines)} if engines else {}
     return {"units_redone": close_stage(stage.folder)} | told
 
 

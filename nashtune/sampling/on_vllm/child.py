@@ -24,7 +24,7 @@ import traceback
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Raised whenever a frame, an operation or its meaning changes."""
 LARGEST_FRAME = 1 << 31
 """Bytes; a longer one is garbage."""
@@ -74,6 +74,8 @@ class Server:
         extra: dict[str, Any] = {"enable_sleep_mode": True} if sleeps else {}
         if device == "cpu":
             extra["block_size"] = 32  # its default of 128 tokens would share hardly any prompt
+            # It winds a request's generator back where a prompt is computed in parts, which torch's CPU generator cannot.
+            extra["enable_chunked_prefill"] = False
         self.llm = vllm.LLM(
             model=model,
             skip_tokenizer_init=True,
@@ -105,8 +107,11 @@ class Server:
             self.adapter = request(f"adapter-{self.adapters}", self.adapters, folder)
         return self._forget()
 
-    def generate(self, prompts: list[list[int]], seeds: list[list[int]], params: dict[str, Any]) -> dict[str, Any]:
-        """One answer per prompt and seed -> token ids, finish and summed log-prob of each, in that order.
+    def generate(
+        self, prompts: list[list[int]], seeds: list[list[int]], params: dict[str, Any], top: int = 0
+    ) -> dict[str, Any]:
+        """One answer per prompt and seed -> token ids, finish, summed log-prob, and at each token the ``top`` most probable ones
+        with their log-probs (None for 0), of each in that order.
 
         Every answer is a request with a seed of its own: of a request for n answers, vLLM derives the seeds itself, so that
         an answer would depend on how many were asked for. The prefix cache computes the shared prompt once all the same.
@@ -114,7 +119,7 @@ class Server:
         asked = [(ids, seed) for ids, row in zip(prompts, seeds, strict=True) for seed in row]
         out = self.llm.generate(
             [{"prompt_token_ids": ids} for ids, _ in asked],
-            [self._params(seed=seed, logprobs=0, ignore_eos=True, detokenize=False, **params) for _, seed in asked],
+            [self._params(seed=seed, logprobs=top, ignore_eos=True, detokenize=False, **params) for _, seed in asked],
             use_tqdm=False,
             lora_request=self.adapter,
         )
@@ -123,7 +128,8 @@ class Server:
             answer = one.outputs[0]
             ids = list(answer.token_ids)
             logprob = sum(step[token].logprob for token, step in zip(ids, answer.logprobs, strict=True))
-            answers.append([ids, answer.finish_reason, logprob])
+            likely = [[[t, found.logprob] for t, found in step.items()] for step in answer.logprobs] if top else None
+            answers.append([ids, answer.finish_reason, logprob, likely])
         return {"answers": answers, "cached": sum(one.num_cached_tokens or 0 for one in out)}
 
     def score(self, ids: list[int]) -> dict[str, Any]:

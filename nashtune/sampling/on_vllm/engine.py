@@ -6,7 +6,7 @@ import json
 import math
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ import torch
 from transformers import AutoConfig
 
 from nashtune.errors import SamplingError
-from nashtune.recipe import VllmSection
+from nashtune.recipe import VllmProcessSection, VllmSection
 from nashtune.records import Finish, Policy
 from nashtune.sampling.engine import Completion, Request, SamplingParams
 from nashtune.sampling.on_vllm.adapters import compose, rank_of, served_rank
@@ -36,13 +36,13 @@ PASSING = {"dtype", "torch_dtype", "transformers_version", "_name_or_path", "nam
 class Setup:
     """What an engine process is started with; two targets of one setup and architecture can be served in turn."""
 
-    section: VllmSection
+    section: VllmProcessSection
     dtype: torch.dtype
     context: int
     lora_rank: int = 0
 
     @staticmethod
-    def of(section: VllmSection, dtype: torch.dtype, target: Target) -> Setup:
+    def of(section: VllmProcessSection, dtype: torch.dtype, target: Target) -> Setup:
         return Setup(section, dtype, target.context, target.lora_rank)
 
 
@@ -102,6 +102,7 @@ class VllmEngine:
             "generate",
             prompts=[list(request.token_ids) for request in requests],
             seeds=[list(request.seeds) for request in requests],
+            top=params.top_logprobs,
             params={
                 "temperature": params.temperature,
                 "top_p": params.top_p,
@@ -111,13 +112,16 @@ class VllmEngine:
             },
         )
         self.cached_tokens += reply["cached"]
-        for (request, k), (ids, finish, logprob) in zip(places, reply["answers"], strict=True):
-            yield self._completion(request, k, ids, finish, logprob, params)
+        for (request, k), (ids, finish, logprob, top) in zip(places, reply["answers"], strict=True):
+            likely = tuple({int(token): float(value) for token, value in place} for place in top or ())
+            yield replace(self._completion(request, k, ids, finish, logprob, params), top_logprobs=likely)
 
     def rest(self) -> bool:
         """Give back the device's memory until ``serve`` is called again; False where the process was ended instead. On CPUs
         vLLM keeps its memory."""
-        if self._process is None or not self._process.alive or self.setup.section.between_stages == "stop":
+        section = self.setup.section
+        sleeps = isinstance(section, VllmSection) and section.between_stages == "sleep"
+        if self._process is None or not self._process.alive or not sleeps:
             self.close()
             return False
         if self._sleeps and not self._asleep:

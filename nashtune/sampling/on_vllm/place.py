@@ -11,7 +11,7 @@ from pathlib import Path
 
 from nashtune.environment import gpus
 from nashtune.errors import SamplingError
-from nashtune.recipe import SamplingSection, VllmSection
+from nashtune.recipe import HostedSection, SamplingSection, VllmProcessSection
 from nashtune.sampling.on_vllm.process import CHILD, environment_of, missing
 
 VARIABLE = "NASHTUNE_VLLM_PYTHON"
@@ -19,13 +19,13 @@ CORES = "NASHTUNE_VLLM_CORES"
 DEVICES = "CUDA_VISIBLE_DEVICES"
 
 
-def interpreter(section: VllmSection) -> Path:
+def interpreter(section: VllmProcessSection) -> Path:
     """The Python that has vLLM: the recipe's, else $NASHTUNE_VLLM_PYTHON, else this one. Raises SamplingError for a file that
     cannot be run."""
     named = section.python or os.environ.get(VARIABLE)
     python = Path(named or sys.executable).expanduser()
     if not os.access(python, os.X_OK) or python.is_dir():
-        source = "sampling.vllm.python" if section.python else f"${VARIABLE}"
+        source = f"{section.place}.python" if section.python else f"${VARIABLE}"
         raise SamplingError(f"{source}: {python} is not a program; accepted: a Python interpreter, as ENV/bin/python")
     return python.absolute()  # not resolved: an environment's python is a link, and the link is what makes it one
 
@@ -41,24 +41,26 @@ def version_in(python: Path) -> str | None:
     return (hello["vllm"] or "installed") if hello["found"] else None
 
 
-def check_installed(sampling: SamplingSection) -> None:
-    """Raise SamplingError, before anything is computed, where the recipe's engine is vLLM and there is none."""
-    if sampling.engine == "vllm":
-        python = interpreter(sampling.vllm)
+def check_installed(user: SamplingSection | HostedSection) -> None:
+    """Raise SamplingError, before anything is computed, where the engine of a sampler or judge is vLLM and there is none."""
+    if user.engine == "vllm":
+        python = interpreter(user.vllm)
         if version_in(python) is None:
-            raise SamplingError(missing(python))
+            raise SamplingError(missing(python, user.vllm.place))
 
 
-def worker_environments(section: VllmSection, workers: int) -> list[dict[str, str]]:
+def worker_environments(section: VllmProcessSection, workers: int, taken: int = 0) -> list[dict[str, str]]:
     """Variables of each of several engines' processes, so that none takes another's devices or cores: the GPUs visible here
-    in groups of ``tensor_parallel``, and ``cpu_cores`` in equal parts. Raises SamplingError where there are too few GPUs."""
+    in groups of ``tensor_parallel``, the first ``taken`` left to others, and ``cpu_cores`` in equal parts. Raises SamplingError
+    where there are too few GPUs."""
     found: list[dict[str, str]] = [{} for _ in range(workers)]
-    if devices := visible_devices(os.environ, len(gpus())):
+    if everything := visible_devices(os.environ, len(gpus())):
+        devices = everything[taken:]
         wanted = workers * section.tensor_parallel
         if len(devices) < wanted:
             raise SamplingError(
-                f"scale.workers {workers} x sampling.vllm.tensor_parallel {section.tensor_parallel} need {wanted} GPUs; "
-                f"visible here: {len(devices)}"
+                f"{section.workers} {workers} x {section.place}.tensor_parallel {section.tensor_parallel} need {wanted} GPUs; "
+                f"visible here: {len(everything)}" + (f", of which the sampler has {taken}" if taken else "")
             )
         for variables, group in zip(found, _parts(devices[:wanted], workers), strict=True):
             variables[DEVICES] = ",".join(group)
@@ -80,7 +82,7 @@ def _parts(things: Sequence, count: int) -> list[list]:
     return [list(things[i * size : (i + 1) * size]) for i in range(count)]
 
 
-def child_variables(section: VllmSection) -> dict[str, str]:
+def child_variables(section: VllmProcessSection) -> dict[str, str]:
     """Variables of the vLLM process itself: memory and cores where it runs on CPUs (a GPU build does not read them)."""
     found = {"VLLM_CPU_KVCACHE_SPACE": str(section.cpu_kv_cache_gb)}
     cores = os.environ.get(CORES) or ",".join(map(str, section.cpu_cores or ()))

