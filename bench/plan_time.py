@@ -49,6 +49,7 @@ def predicted_and_taken(overrides: list[str], folder: Path) -> tuple[dict[str, R
 def run_alone(overrides: list[str], folder: Path, keys: list[str]) -> tuple[dict[str, float], dict[str, Row]]:
     """`nashtune run` of the quickstart in ``folder`` -> wall seconds and facts of its stages (keys: "T NAME"), those outside
     all of them at START."""
+    from nashtune.planning.measured import reference_seconds
     from nashtune.recipe import load_recipe
     from nashtune.run import Run
 
@@ -64,6 +65,8 @@ def run_alone(overrides: list[str], folder: Path, keys: list[str]) -> tuple[dict
             t, name = key.split()
             record = run.stage(int(t), name).record()
             seconds[key], facts[key] = record["seconds"], record["facts"]
+            if name == "train":
+                seconds[key] += reference_seconds(run, int(t))
     return {START: wall - sum(seconds.values()), **seconds}, facts
 
 

@@ -234,7 +234,8 @@ def test_rates_of_the_run_itself_are_used_once_it_has_any(tiny_folder: Path, tmp
 
     from nashtune.loop import improve
 
-    recipe = parse_recipe(tiny_recipe(tiny_folder, iterations=1) | {"folder": str(tmp_path / "runs")})
+    raw = tiny_recipe(tiny_folder, iterations=1, scale={"references": "workers"}) | {"folder": str(tmp_path / "runs")}
+    recipe = parse_recipe(raw)
     assert make_plan(recipe).seconds() is None
     improve(recipe)
     plan = make_plan(recipe)
@@ -247,6 +248,11 @@ def test_rates_of_the_run_itself_are_used_once_it_has_any(tiny_folder: Path, tmp
     assert row.seconds == pytest.approx(sampled["seconds"], rel=0.01)
     train = next(r for r in plan.rows if r.stage == "train")
     assert train.items == sum(run.stage(1, "pairs").record()["facts"]["kinds"].values())
+    both = [run.stage(1, name).record() for name in ("train", "references-t")]
+    took = sum(record["seconds"] for record in both) / both[0]["facts"]["tokens"]
+    assert train.seconds == pytest.approx(took * train.tokens), (
+        "reference log-probs belong to training, whoever computes them"
+    )
     assert plan.seconds() is not None
     scored = next(r for r in plan.rows if r.stage == "kl-scores")
     assert scored.seconds == pytest.approx(run.stage(1, "kl-scores").record()["seconds"], rel=0.01)

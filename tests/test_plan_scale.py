@@ -386,7 +386,13 @@ def test_machines_like_this_one_go_by_the_calibration(tiny_folder: Path) -> None
     seconds = [TIMES.sampling(12, 3, unit_prompts=4, models=1, load=load) for load in (False, True)]
     assert [3600 * row.hours for row in sampled] == pytest.approx(seconds)
     trained = [row for row in plan.rows if row.stage == "train"]
-    assert 3600 * trained[0].hours == pytest.approx(TIMES.training(12 * 1.5, references=1, epochs=1))
+    alone = TIMES.training(12 * 1.5, references=1, epochs=1)
+    assert 3600 * trained[0].hours == pytest.approx(alone + TIMES.load_scorer), (
+        "workers load the policy for its log-probs"
+    )
+    itself = parse_recipe(tiny_recipe(tiny_folder, scale={"workers": 2, "references": "trainer"}))
+    rows = make_scale_plan(itself, Cluster(nodes=1), times=TIMES).rows
+    assert 3600 * next(row.hours for row in rows if row.stage == "train") == pytest.approx(alone)
     twice = make_scale_plan(recipe, Cluster(nodes=2), times=TIMES)
     (first, *_) = [row for row in twice.rows if row.stage == "sample"]
     assert 3600 * first.hours == pytest.approx(seconds[0] / 2), "three units on four workers: one round"

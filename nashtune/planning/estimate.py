@@ -22,7 +22,7 @@ from nashtune.planning.bills import (
 )
 from nashtune.planning.evaluations import evaluation_bills, evaluations_of
 from nashtune.planning.lengths import Lengths, filler_text
-from nashtune.planning.measured import Answers, Measured
+from nashtune.planning.measured import Answers, Measured, references_of
 from nashtune.planning.opened import loads
 from nashtune.planning.start import Start
 from nashtune.planning.unit_size import unit_advice
@@ -259,7 +259,8 @@ class Estimator:
         ]
 
     def _training(self, t: int) -> Row:
-        """New pairs and replayed ones, each the prompt with both answers, in every epoch."""
+        """New pairs and replayed ones, each the prompt with both answers, in every epoch; with their reference log-probs, whoever
+        computes them."""
         recipe, work = self.recipe, self.work
         new = work.parts[t - 1] * self.pairs_per_prompt
         replay = recipe.replay
@@ -268,9 +269,11 @@ class Estimator:
         rate, times = self.measured.training_rate, self.measured.times
         seconds = tokens / rate if rate else None
         if times is not None:
-            references = len(recipe.objective.row.references(recipe.objective.settings))
+            references = len(references_of(recipe))
             seconds = times.training(new * (1 + sum(older)), references, recipe.train.epochs)
             seconds += self.start.trainer if self.start is not None and t == 1 else 0.0
+            if recipe.scale.references_by_workers:  # which load each policy, as they do to score answers
+                seconds += references * times.load_scorer
         return Row(t, "train", items=round(new), tokens=tokens, seconds=seconds)
 
     @cached_property

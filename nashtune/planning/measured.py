@@ -85,6 +85,8 @@ def measure(run: Run, source: str) -> Measured:
             if stage.file.exists():
                 total.update(_figures(stage.record()))
                 files.get(name, []).extend(stage.files())
+        if run.stage(t, "train").file.exists():
+            facts["train"]["seconds"] += reference_seconds(run, t)
     sample, judge, train = facts["sample"], facts["judge"], facts["train"]
     return Measured(
         source=source,
@@ -98,6 +100,17 @@ def measure(run: Run, source: str) -> Measured:
         pairs_per_prompt=_ratio(facts["pairs"]["pairs"], judge["judgments"]) if facts["pairs"]["stages"] else None,
         loading=_loading(run, sample),
     )
+
+
+def reference_seconds(run: Run, iteration: int) -> float:
+    """What the workers took for the reference log-probs of an iteration's training, which a plan counts as part of it."""
+    stages = (run.stage(iteration, f"references-{name}") for name in references_of(run.recipe))
+    return sum(stage.record()["seconds"] for stage in stages if stage.file.exists())
+
+
+def references_of(recipe: Recipe) -> Sequence[str]:
+    """Names of the policies that the recipe's objective refers to."""
+    return tuple(recipe.objective.row.references(recipe.objective.settings))
 
 
 def _loading(run: Run, sample: Counter[str]) -> Loading | None:

@@ -128,6 +128,7 @@ class HereRates:
         interval = train.checkpoint_steps * train.batch_size * times.train_pair
         # What was measured does not part loading from saving: a failure pays for both.
         load, checkpoint, nodes = times.train_fixed, 0.0, 1
+        seconds += references * times.load_scorer if self.recipe.scale.references_by_workers else 0.0
         again = self.start + self.trainer + load  # in a new process
         return Training(name, seconds, load, 0.0, interval or 1.0, checkpoint, nodes, self.trainer, again)
 

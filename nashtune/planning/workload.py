@@ -10,6 +10,7 @@ from pathlib import Path
 from nashtune.judging.registry import hosted_in, parts_of
 from nashtune.planning.estimate import START, Estimator, Row
 from nashtune.planning.limits import Limits
+from nashtune.planning.measured import references_of
 from nashtune.planning.opened import loads
 from nashtune.planning.rates import Rates
 from nashtune.planning.simulate import Calls, Preparing, Units, Work
@@ -102,7 +103,7 @@ class Workload:
     def _training(self, t: int, row: Row) -> Work:
         pair_tokens = self.estimator.pair_tokens
         pairs = row.tokens / (pair_tokens * self.recipe.train.epochs)
-        references = len(self.recipe.objective.row.references(self.recipe.objective.settings))
+        references = len(references_of(self.recipe))
         found = self.rates.training(row.stage, pairs, pair_tokens, references)
         again, kept = found.anew, self.trained and not self.rates.anew
         self.trained = True
