@@ -86,7 +86,7 @@ def measure(run: Run, source: str) -> Measured:
                 total.update(_figures(stage.record()))
                 files.get(name, []).extend(stage.files())
         if run.stage(t, "train").file.exists():
-            facts["train"]["seconds"] += reference_seconds(run, t)
+            facts["train"].update({"seconds": reference_seconds(run, t)})
     sample, judge, train = facts["sample"], facts["judge"], facts["train"]
     return Measured(
         source=source,
