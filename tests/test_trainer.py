@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -219,12 +220,34 @@ def test_norms_and_biases_do_not_decay() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.LayerNorm(3))
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     optimizer = Optimizer(dict(model.named_parameters()), {}, TrainSection(weight_decay=0.5))
-    for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
+    (
+        model(torch.ones(1, 3)).sum() * 0
+    ).backward()  # a gradient of zeros is a gradient: the pairs' losses may all be flat
     optimizer.step(0.1)
     for name, parameter in model.named_parameters():
         factor = 1 - 0.1 * 0.5 if name == "0.weight" else 1.0
         torch.testing.assert_close(parameter.detach(), before[name] * factor)
+
+
+def test_what_no_pair_reached_stays_as_it_is() -> None:
+    """An expert that no token was sent to: as where its gradient is None."""
+    experts = torch.nn.ModuleList(torch.nn.Linear(3, 3, bias=False) for _ in range(2))
+    used, idle = (expert.weight for expert in experts)
+    section = TrainSection(weight_decay=0.5)
+    optimizer = Optimizer(dict(experts.named_parameters()), {}, section)
+    reference = copy.deepcopy(used)
+    plain = torch.optim.AdamW([reference], lr=0.1, betas=section.betas, weight_decay=0.5)
+    before = idle.detach().clone()
+    for _ in range(2):
+        experts[0](torch.ones(1, 3)).sum().backward()
+        reference.grad = used.grad.clone()
+        optimizer.step(0.1)
+        plain.step()
+    assert torch.equal(idle, before)
+    torch.testing.assert_close(used, reference)
+    experts[1](torch.ones(1, 3)).sum().backward()
+    optimizer.step(0.1)
+    assert not torch.equal(idle, before), "its place for gradients is still there"
 
 
 @pytest.mark.parametrize("precision", ["autocast", "bfloat16"])

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from nashtune.errors import TrainingError
 from nashtune.recipe import TrainSection
@@ -65,8 +66,11 @@ class Optimizer:
         self._adam = _adamw([g for g in groups if g["params"]], section)
         self._max_norm = section.max_grad_norm
         self._on_cpu = all(master.device.type == "cpu" for master in self.masters.values())
+        self._reached: set[str] = set()
+        """Parameters that got a gradient since the last step, where they are watched."""
         if self._on_cpu:
             self._reserve()
+            self._watch(parameters)
 
     @torch.no_grad()
     def _reserve(self) -> None:
@@ -78,6 +82,22 @@ class Optimizer:
                 moments = {name: torch.zeros_like(master) for name in ("exp_avg", "exp_avg_sq")}
                 self._adam.state[master] = {"step": torch.zeros(()), **moments}
 
+    def _watch(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        def watched(name: str) -> Callable[[Tensor], None]:
+            return lambda _: self._reached.add(name)
+
+        for name, parameter in parameters.items():
+            self._hooks.append(parameter.register_post_accumulate_grad_hook(watched(name)))
+
+    def _unreached(self) -> list[Tensor]:
+        """Those without a gradient (an expert that no token was sent to), although zeros lie in its place: AdamW passes over
+        them, decay and all, as it does where their ``grad`` is None. Embeddings and output layer get theirs unseen by hooks.
+        Parts of parameters spread over ranks are not looked at: one rank's may be zero where another's is not."""
+        if not self._on_cpu:
+            return []
+        found = [master for name, master in self.masters.items() if name not in self._reached]
+        return [m for m in found if not isinstance(m, DTensor) and m.grad is not None and not m.grad.any()]
+
     def clip(self) -> float:
         """Scale the summed gradients down to the section's norm; returns the norm they had (it may not be finite)."""
         norm = torch.nn.utils.clip_grad_norm_(self.masters.values(), self._max_norm)
@@ -88,8 +108,14 @@ class Optimizer:
         """Apply and clear the gradients."""
         for group in self._adam.param_groups:
             group["lr"] = rate
+        unreached = [(master, master.grad) for master in self._unreached()]
+        for master, _ in unreached:
+            master.grad = None
         self._adam.step()
         self._adam.zero_grad(set_to_none=not self._on_cpu)
+        for master, zeros in unreached:
+            master.grad = zeros
+        self._reached.clear()
         self._copy_to_low()
 
     @torch.no_grad()
