@@ -26,7 +26,10 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Policy:
     return tiny_policy(tmp_path_factory.mktemp("policy") / "zero")
 
 
-@pytest.mark.parametrize("lora", [None, LoraSection(rank=4, alpha=8, target_modules=("q_proj", "down_proj"))])
+ADAPTERS = LoraSection(rank=4, alpha=8, target_modules=("q_proj", "down_proj"))
+
+
+@pytest.mark.parametrize("lora", [None, pytest.param(ADAPTERS, marks=pytest.mark.slow)], ids=["all", "adapters"])
 def test_training_is_the_same_to_rounding(policy: Policy, tmp_path: Path, lora: LoraSection | None) -> None:
     steps: dict[bool, list[StepMetrics]] = {False: [], True: []}
     weights = []
