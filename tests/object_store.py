@@ -49,6 +49,7 @@ def s3_server() -> Iterator[str]:
         _wait_for(port, server)
         import s3fs
 
+        s3fs.S3FileSystem.clear_instance_cache()  # those of an earlier server in this process ask its port
         s3fs.S3FileSystem(use_listings_cache=False).mkdir(BUCKET)
         yield endpoint
     finally:

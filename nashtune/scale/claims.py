@@ -6,6 +6,7 @@ also says which unit died with it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -102,6 +103,8 @@ def close_stage(folder: Path) -> int:
     """Clear a finished stage's files -> units that were lost and done again."""
     redone = sum(claim.lost for _, claim in _claims(folder))
     shutil.rmtree(folder / FOLDER, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        folder.rmdir()  # it held nothing else: the stage's units lie on a store
     return redone
 
 

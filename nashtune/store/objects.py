@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -101,30 +101,19 @@ def create_object(place: Path, data: bytes) -> bool:
     Raises StoreError where the store cannot be written to.
     """
     store: Any = place
-    for attempt in range(ATTEMPTS):
-        try:
-            store.fs.pipe_file(store.path, data, mode="create")
-            return True
-        except FileExistsError:
-            return False
-        except Exception as error:
-            if isinstance(error, PermissionError | FileNotFoundError | TypeError) or attempt + 1 == ATTEMPTS:
-                raise _failed(place, "was written to", error) from error
-            if is_there(place):
-                return False
-            time.sleep(PAUSE_SECONDS * 2**attempt)
-    raise AssertionError("unreachable")
+    return _create(place, lambda: store.fs.pipe_file(store.path, data, mode="create"))
 
 
 def put_file(file: Path, place: Path) -> bool:
-    """Create an object from a file, in parts where it is large, unless it exists. False: it does, whole.
-
-    Raises StoreError where the store cannot be written to.
-    """
+    """``create_object`` from a file, in parts where it is large."""
     store: Any = place
+    return _create(place, lambda: store.fs.put_file(str(file), store.path, mode="create"))
+
+
+def _create(place: Path, write: Callable[[], Any]) -> bool:
     for attempt in range(ATTEMPTS):
         try:
-            store.fs.put_file(str(file), store.path, mode="create")
+            write()
             return True
         except FileExistsError:
             return False
