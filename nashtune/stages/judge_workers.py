@@ -9,12 +9,13 @@ from nashtune import recipe
 from nashtune.judging.registry import hosted_in, parts_of
 from nashtune.records import Policy
 from nashtune.run import Run
+from nashtune.scale.home import Home
 from nashtune.scale.local import LocalEngine
 from nashtune.scale.units import WorkEngine
 from nashtune.stage import Stage
 from nashtune.stages.candidates import Candidates
 from nashtune.stages.local_judge import LocalJudge, computes, own_workers
-from nashtune.stages.work import engine_of, hosted_weights, judging_policy
+from nashtune.stages.work import engine_of, home_of, hosted_weights, judging_policy
 
 PRELOAD = {"native": "nashtune.sampling.native", "vllm": "nashtune.sampling.on_vllm.engine"}
 
@@ -54,11 +55,12 @@ def judge_workers(run: Run, section: recipe.Oracle) -> WorkEngine:
     if not hosts:
         return sampler
     name = f"judge workers {[host.model_dump_json() for host in hosts]}"
-    return run.resource(name, lambda: run.hold(closing(new_judge_workers(run.recipe, section))))
+    return run.resource(name, lambda: run.hold(closing(new_judge_workers(run.recipe, section, home_of(run)))))
 
 
-def new_judge_workers(settings: recipe.Recipe, section: recipe.Oracle) -> WorkEngine:
-    """An engine for hosted judges, not started yet. Raises SamplingError where there are too few GPUs."""
+def new_judge_workers(settings: recipe.Recipe, section: recipe.Oracle, home: Home | None = None) -> WorkEngine:
+    """An engine for hosted judges, not started yet; ``home``: where the run lies. Raises SamplingError where there are too few
+    GPUs."""
     hosts, actors, scale = hosted_in(section), own_workers(section), settings.scale
     kind = "vllm" if any(host.engine == "vllm" for host in hosts) else "native"
     if scale.engine == "ray":
@@ -69,7 +71,7 @@ def new_judge_workers(settings: recipe.Recipe, section: recipe.Oracle) -> WorkEn
         fewest = scale.ray.min_actors if most is None else min(scale.ray.min_actors, most)
         changes = {"gpus_per_actor": asked, "max_actors": most, "min_actors": fewest}
         parallel = max(host.vllm.tensor_parallel for host in hosts)
-        return RayEngine(scale.ray.model_copy(update=changes), PRELOAD[kind], parallel)
+        return RayEngine(scale.ray.model_copy(update=changes), PRELOAD[kind], parallel, home)
     workers = actors or scale.workers
     return LocalEngine(workers, PRELOAD[kind], _environments(settings, hosts, workers, beside=actors is not None))
 

@@ -49,10 +49,10 @@ def stage_units(stage: Stage, inputs: Sequence[Any]) -> Units:
 def engine_of(run: Run) -> WorkEngine:
     """The run's engine, made at first use and closed with the run."""
     sampling, scale = run.recipe.sampling, run.recipe.scale
-    return run.resource("engine", lambda: run.hold(closing(new_engine(sampling, scale, _home_of(run)))))
+    return run.resource("engine", lambda: run.hold(closing(new_engine(sampling, scale, home_of(run)))))
 
 
-def _home_of(run: Run) -> Home | None:
+def home_of(run: Run) -> Home | None:
     """Where the run lies, for workers of other machines; None where there are none."""
     if run.recipe.scale.engine != "ray":
         return None
