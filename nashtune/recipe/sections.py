@@ -165,8 +165,9 @@ class TrainSection(Section):
     liger: bool = Field(default=False, json_schema_extra=ADDED)
     """Fused norms and gated activations of the liger-kernel package (CUDA GPUs)."""
     compile: bool = Field(default=False, json_schema_extra=ADDED)
-    """Norms and MLPs of the layers compiled by torch (needs a C++ compiler, on a GPU Triton): less time and memory a step, for
-    some seconds of compiling. Rounding is another, the same in policy and reference."""
+    """Norms and MLPs of the layers compiled by torch (needs a C++ compiler, on a GPU Triton): fewer activations are kept, for
+    some seconds of compiling. Little faster on a CPU, on a GPU not measured. Rounding is another, the same in policy and
+    reference."""
     optimizer: Literal["adamw", "adamw_8bit"] = Field(default="adamw", json_schema_extra=ADDED)
     """adamw (fused, fp32 moments), or adamw_8bit (moments of large tensors in 8 bits; needs bitsandbytes): 2 bytes a
     parameter instead of 8."""
