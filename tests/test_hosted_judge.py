@@ -491,6 +491,24 @@ def test_a_judges_processes_leave_the_samplers_gpus_alone(
         devices(actors=3)
 
 
+def test_a_judges_actors_are_sent_what_they_do_not_see_as_the_samplers_are(tmp_path: Path, folder: Path) -> None:
+    pytest.importorskip("ray")
+    from nashtune.stages.judge_workers import judge_workers
+    from nashtune.stages.work import engine_of
+
+    oracle = pairwise(folder, actors=1)
+    recipe = parse_recipe(
+        tiny_recipe(tmp_path, oracle=oracle, scale={"engine": "ray", "ray": {"max_actors": 1}})
+        | {"folder": str(tmp_path / "runs")}
+    )
+    with Run.open(recipe) as run:
+        judge: Any = judge_workers(run, recipe.oracle)
+        sampler: Any = engine_of(run)
+        assert judge is not sampler
+        assert judge._home == sampler._home
+        assert (judge._home.folder, judge._home.id) == (run.folder.absolute(), run.id)
+
+
 def test_judge_check_asks_a_hosted_judge(folder: Path, tmp_path: Path) -> None:
     from nashtune.judging.pairwise_set import Reading, read_pairwise
 
